@@ -1,0 +1,106 @@
+"""What `test` leaves in the run folder: results.json and figures, also in TensorBoard."""
+
+import logging
+import math
+from pathlib import Path
+
+import lightning
+import numpy as np
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from agr_lightning.data.datamodule import UTKFaceDataModule
+from agr_lightning.files import Json, atomic_json, atomic_write
+from agr_lightning.module import AGRModule
+from agr_lightning.results import METRICS, RunFacts, Table, make_results
+
+_log = logging.getLogger(__name__)
+
+RESULTS_FILE = "results.json"
+FIGURES_FOLDER = "figures"
+
+
+class TestReport(lightning.Callback):
+    """Writes ``results.json`` and ``figures/`` after every test."""
+
+    __test__ = False  # not a test case, whatever pytest takes the name for
+
+    def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        assert isinstance(pl_module, AGRModule)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, UTKFaceDataModule)
+        # Gathered on all ranks, written by one.
+        rows = pl_module.table.compute().cpu().numpy()
+        folder = trainer.log_dir
+        if not trainer.is_global_zero or folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        table = Table.from_rows(rows)
+        results = make_results(table, data.split["test"], _facts(trainer, pl_module))
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        atomic_json(path / RESULTS_FILE, results)
+        self._draw(trainer, data, table, path)
+        _log_hyperparameters(trainer, pl_module, results)
+        _log.info(summary(results))
+
+    def _draw(self, trainer: lightning.Trainer, data: UTKFaceDataModule, table: Table, path: Path) -> None:
+        from agr_lightning.figures import FACES_SHOWN, draw_figures
+
+        shown = _spread(len(table.place), FACES_SHOWN)
+        first = Table(*(np.concatenate([column[shown], np.delete(column, shown, axis=0)]) for column in table))
+        faces = data.faces("test", first.place[: len(shown)].tolist()).permute(0, 2, 3, 1).numpy()
+        figures = draw_figures(first, faces)
+        folder = path / FIGURES_FOLDER
+        folder.mkdir(exist_ok=True)
+        for name, figure in figures.items():
+            with atomic_write(folder / f"{name}.png") as file:
+                figure.savefig(file, format="png", dpi=130)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_figure(f"test/{name}", figure, trainer.global_step)
+
+
+def summary(results: dict[str, Json]) -> str:
+    """One line for the terminal: every metric with its interval."""
+    metrics = results["metrics"]
+    assert isinstance(metrics, dict) and isinstance(metrics["intervals"], dict)
+    parts = []
+    for name, label, scale, unit in (
+        ("age_mae", "age MAE", 1, " years"),
+        ("age_cs5", "within 5 years", 100, " %"),
+        ("gender_acc", "gender", 100, " %"),
+        ("race_acc", "race", 100, " %"),
+    ):
+        value, bounds = metrics[name], metrics["intervals"][name]
+        if isinstance(value, float) and isinstance(bounds, list):
+            low, high = (float(bound) * scale for bound in bounds if isinstance(bound, float))
+            digits = 2 if scale == 1 else 1
+            parts.append(f"{label} {value * scale:.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f})")
+    return f"Test on {results['n']:,} images, 95 % intervals: " + ", ".join(parts)
+
+
+def _facts(trainer: lightning.Trainer, module: AGRModule) -> RunFacts:
+    checkpoint = trainer.ckpt_path
+    margin = float(module.network.age_margin)
+    return RunFacts(
+        checkpoint=str(checkpoint) if checkpoint is not None else "",
+        epoch=module.checkpoint_epoch,
+        backbone=str(module.hparams["backbone"]),
+        parameters=sum(parameter.numel() for parameter in module.network.parameters()),
+        age_margin=None if math.isnan(margin) else margin,
+    )
+
+
+def _log_hyperparameters(trainer: lightning.Trainer, module: AGRModule, results: dict[str, Json]) -> None:
+    """Hyperparameters with the final figures: TensorBoard's HParams tab."""
+    metrics = results["metrics"]
+    assert isinstance(metrics, dict)
+    final = {f"test/{name}": value for name in METRICS if isinstance(value := metrics[name], float)}
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            hyperparameters = {**module.hparams, **trainer.datamodule.hparams}  # type: ignore[attr-defined]
+            logger.log_hyperparams(hyperparameters, final, trainer.global_step)
+
+
+def _spread(n: int, count: int) -> list[int]:
+    """``count`` places spread evenly over ``n``: neighbours in name order look alike."""
+    return sorted({i * n // count for i in range(min(count, n))} | (set(range(n)) if n <= count else set()))

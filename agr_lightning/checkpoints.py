@@ -1,0 +1,84 @@
+"""Which checkpoint the user means, and what it says of itself."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from agr_lightning.errors import UserError
+from agr_lightning.files import Json
+from agr_lightning.models.weights import NETWORK_PREFIX, read_torch_file
+
+CHECKPOINTS_FOLDER = "checkpoints"
+RUNS_FOLDER = "lightning_logs"
+BEST, LAST = "best", "last"
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """What a checkpoint says of the run that wrote it.
+
+    Attributes:
+        path: the file.
+        model: the arguments of AGRModule.
+        data: the arguments of UTKFaceDataModule.
+    """
+
+    path: Path
+    model: dict[str, Json]
+    data: dict[str, Json]
+
+
+def find_checkpoint(named: str, root: Path) -> Path:
+    """The checkpoint file that ``named`` means.
+
+    Args:
+        named: a file; a run folder, for its best checkpoint; or ``best`` or ``last``, for that of the
+            highest-numbered run that has one.
+        root: the folder that holds ``lightning_logs``.
+
+    Raises:
+        UserError: when there is none.
+    """
+    if named in (BEST, LAST):
+        runs = (root / RUNS_FOLDER).glob(f"version_*/{CHECKPOINTS_FOLDER}/{named}.ckpt")
+        numbered = {run.parts[-3].removeprefix("version_"): run for run in runs}
+        numbers = [int(number) for number in numbered if number.isdigit()]
+        if not numbers:
+            raise UserError(
+                f"--ckpt_path {named}: no run under {root / RUNS_FOLDER} has a {named}.ckpt. "
+                "Train one with `fit`, or name a file or run folder."
+            )
+        return numbered[str(max(numbers))]
+    path = Path(named).expanduser()
+    if path.is_dir():
+        best = path / CHECKPOINTS_FOLDER / f"{BEST}.ckpt"
+        if not best.is_file():
+            raise UserError(f"--ckpt_path {named} is a folder without {CHECKPOINTS_FOLDER}/{BEST}.ckpt.")
+        return best
+    if not path.is_file():
+        raise UserError(
+            f"--ckpt_path {named} does not exist; name a checkpoint file, a run folder, '{BEST}' or '{LAST}'."
+        )
+    return path
+
+
+def read_facts(path: Path) -> CheckpointFacts:
+    """Reads what a checkpoint says of itself, without running any code that is in it.
+
+    Raises:
+        UserError: when it is damaged, or not a checkpoint of this project.
+    """
+    content = read_torch_file(path, "--ckpt_path")
+    state, model = content.get("state_dict"), content.get("hyper_parameters")
+    if not isinstance(state, dict) or not isinstance(model, dict) or "backbone" not in model:
+        raise UserError(f"--ckpt_path {path} is not a checkpoint of this project; weights alone go to --model.weights.")
+    if not any(name.startswith(NETWORK_PREFIX) for name in state):
+        raise UserError(f"--ckpt_path {path} holds no network.")
+    data = content.get("datamodule_hyper_parameters", {})
+    return CheckpointFacts(path, cast(dict[str, Json], model), cast(dict[str, Json], data))
+
+
+def splits_of(checkpoint: Path, folder: str) -> Path | None:
+    """The split lists of the run that a checkpoint lies in; None when it lies elsewhere."""
+    lists = checkpoint.parent.parent / folder
+    return lists if (lists / "test.txt").is_file() else None

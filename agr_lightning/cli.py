@@ -1,0 +1,111 @@
+"""The command line: finds the command, and turns what goes wrong into sentences.
+
+Nothing heavy is imported before the command is known.
+"""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+from agr_lightning import __version__
+from agr_lightning.errors import UserError, did_you_mean
+
+COMMANDS = {
+    "fit": "train a network, then test its best checkpoint",
+    "validate": "measure a checkpoint on the validation images",
+    "test": "measure a checkpoint on the test images: results.json and figures",
+    "predict": "predict for a photo or a folder of face crops: predictions.csv",
+    "audit": "say what is wrong with a data folder",
+}
+
+_PROGRAM = "python -m agr_lightning"
+
+_HELP = f"""usage: {_PROGRAM} COMMAND [options]
+
+Age in years, gender and race from face images: train, measure and use one network.
+
+commands:
+{chr(10).join(f"  {name:10}{text}" for name, text in COMMANDS.items())}
+
+  {_PROGRAM} COMMAND --help   all options of a command
+  {_PROGRAM} --version
+
+start here, without any data:
+  {_PROGRAM} fit --config configs/quickstart.yaml
+"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        args: the command and its options; None for those of this process.
+
+    Returns:
+        The exit code: 0; 1 for an error while running; 2 for a command line that cannot be understood.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help"):
+        print(_HELP, end="")
+        return 0 if args else 2
+    if args[0] == "--version":
+        print(f"agr_lightning {__version__}")
+        return 0
+    command, *options = args
+    if command not in COMMANDS:
+        kind = "option" if command.startswith("-") else "command"
+        known = ("--help", "--version") if kind == "option" else COMMANDS
+        return _fail(
+            f"no {kind} is called '{command}'{did_you_mean(command, known)}; commands: {', '.join(COMMANDS)}.", 2
+        )
+    try:
+        return _run(command, options)
+    except UserError as error:
+        return _fail(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        return _fail(
+            f"the disk is full{where}: free some space, or write elsewhere with --trainer.default_root_dir "
+            "(runs) and --data.cache_dir (decoded images)."
+        )
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # Whoever read the output has gone; nothing is left to tell them.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(command: str, options: list[str]) -> int:
+    if command == "audit":
+        return _audit(options)
+    from agr_lightning.trainer_cli import run
+
+    run(command, options)
+    return 0
+
+
+def _audit(options: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        f"{_PROGRAM} audit",
+        description="Counts a data folder by age band, gender and race; lists files that are no samples, photos that "
+        "are there more than once, and those whose labels disagree.",
+    )
+    parser.add_argument("dir", metavar="DIR", help="folder of UTKFace images, or their archive")
+    parser.add_argument("--output", metavar="FILE.json", help="write everything that was found to this file")
+    parser.add_argument("--cache_dir", metavar="DIR", help="folder for derived files (default: ~/.cache/agr_lightning)")
+    chosen = parser.parse_args(options)
+
+    from agr_lightning.audit import audit
+
+    print(audit(chosen.dir, chosen.output, chosen.cache_dir))
+    return 0
+
+
+def _fail(message: str, code: int = 1) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,91 @@
+"""Decoded images in one memory-mapped array, made once for a folder and an image size."""
+
+import errno
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from agr_lightning.data.images import ImageError, read_rgb
+from agr_lightning.data.index import Sample
+from agr_lightning.errors import UserError
+from agr_lightning.files import atomic_write, cache_folder
+
+# Part of every cache file's name: raise it when the pixels of the same files would differ.
+_CACHE_VERSION = 1
+
+_PORTION = 1024
+
+
+def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """The one resize of the project: uint8 ``(height, width, 3)`` to ``(size, size, 3)``.
+
+    Averages areas when shrinking; a photo that is not square is squeezed into one.
+    """
+    if image.shape[:2] == (size, size):
+        return image
+    shrinks = min(image.shape[:2]) >= size
+    resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return np.asarray(resized, dtype=np.uint8)
+
+
+def cached_images(samples: Sequence[Sample], size: int, cache_dir: str | None = None) -> NDArray[np.uint8]:
+    """The samples' images, decoded and resized, as an array that is read from disk when touched.
+
+    The array is made in the first call and found in later ones, by the samples' paths, sizes and times of
+    change. It appears whole or not at all, so that a killed process leaves nothing to trip over.
+
+    Args:
+        samples: whose images; the rows of the result are in this order.
+        size: side of the result, pixels.
+        cache_dir: where derived files go; None for the user's cache folder.
+
+    Returns:
+        uint8 ``(samples, size, size, 3)``, RGB, read-only.
+
+    Raises:
+        UserError: when the disk is too full, or an image has become unreadable meanwhile.
+    """
+    key = hashlib.sha256(f"{_CACHE_VERSION} {size}".encode())
+    for sample in samples:
+        key.update(f"{sample.path}|{sample.stamp}\n".encode("utf-8", "surrogateescape"))
+    path = cache_folder(cache_dir) / f"images-{size}-{key.hexdigest()[:16]}.npy"
+    if not path.exists():
+        _build(samples, size, path)
+    images: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    return images
+
+
+def _build(samples: Sequence[Sample], size: int, path: Path) -> None:
+    shape = (len(samples), size, size, 3)
+    bar = tqdm(desc="Decoding images", total=len(samples), unit="image", delay=2, leave=False, disable=None)
+    try:
+        with atomic_write(path) as file, ThreadPoolExecutor(os.cpu_count()) as pool, bar:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            # In portions: the pool would run ahead of a slow disk, and hold all that it decoded.
+            for start in range(0, len(samples), _PORTION):
+                for image in pool.map(lambda s: _load(s, size), samples[start : start + _PORTION]):
+                    file.write(image.tobytes())
+                    bar.update()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(
+            f"{path.parent} has no room for {math.prod(shape) / 1e6:,.0f} MB of decoded images: "
+            "free some space, or choose another folder with --data.cache_dir."
+        ) from None
+
+
+def _load(sample: Sample, size: int) -> NDArray[np.uint8]:
+    try:
+        return resize(read_rgb(sample.path), size)
+    except ImageError as error:
+        raise UserError(f"{sample.path} has changed since it was checked: {error}. Run the command again.") from None

@@ -1,0 +1,147 @@
+"""Samples and their cached images -> batches."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from agr_lightning.data.cache import resize
+from agr_lightning.data.images import ImageError, read_rgb
+from agr_lightning.data.index import Sample
+from agr_lightning.data.sampling import Draw
+from agr_lightning.data.transforms import Augmentation
+
+T = TypeVar("T")
+
+
+class Batch(NamedTuple):
+    """What the network trains and is measured on.
+
+    Attributes:
+        images: RGB, uint8 ``(batch, 3, size, size)``, channels last in memory.
+        age: years, float32 ``(batch,)``.
+        gender: index into ``labels.GENDERS``, int64 ``(batch,)``.
+        race: index into ``labels.RACES`` or ``labels.MISSING``, int64 ``(batch,)``.
+        place: of each sample in its dataset, int64 ``(batch,)``.
+    """
+
+    images: Tensor
+    age: Tensor
+    gender: Tensor
+    race: Tensor
+    place: Tensor
+
+
+class FaceDataset(Dataset[Batch]):
+    """Labelled images, fetched a whole batch at a time.
+
+    Args:
+        samples: what the dataset holds.
+        images: cached images, uint8 ``(rows, size, size, 3)``.
+        rows: for each sample its row in ``images``.
+        augmentation: applied to each image that is drawn; None for evaluation.
+        seed: with a draw's epoch and position it fixes the augmentation.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        images: NDArray[np.uint8],
+        rows: Sequence[int],
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.samples = samples
+        self._images = images
+        self._rows = np.asarray(rows, dtype=np.int64)
+        self._augmentation = augmentation
+        self._seed = seed
+        self._age = torch.tensor([sample.age for sample in samples], dtype=torch.float32)
+        self._gender = torch.tensor([sample.gender for sample in samples])
+        self._race = torch.tensor([sample.race for sample in samples])
+
+    def __getstate__(self) -> dict[str, object]:
+        # Where loader workers are spawned, they open the cache themselves: pickling would copy all of it.
+        images = self._images
+        return self.__dict__ | {"_images": images.filename if isinstance(images, np.memmap) else images}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        if isinstance(state["_images"], str):
+            self._images = np.load(state["_images"], mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, draw: Draw) -> Batch:
+        return self.__getitems__([draw])
+
+    def __getitems__(self, draws: list[Draw]) -> Batch:
+        """The batch of these draws; what a DataLoader without collation asks for."""
+        place = torch.tensor([draw.place for draw in draws])
+        images = self._images[self._rows[place.numpy()]]
+        if self._augmentation is not None:
+            for image, draw in zip(images, draws, strict=True):
+                image[:] = self._augmentation(image, (self._seed, draw.epoch, draw.position))
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        return Batch(pixels, self._age[place], self._gender[place], self._race[place], place)
+
+
+class PhotoBatch(NamedTuple):
+    """What predictions are made for.
+
+    Attributes:
+        images: RGB, uint8 ``(batch, 3, size, size)``; black where the file is unreadable.
+        place: of each photo among the inputs, int64 ``(batch,)``.
+        width: of the file's image in pixels, int64 ``(batch,)``; 0 where the file is unreadable.
+        height: likewise.
+    """
+
+    images: Tensor
+    place: Tensor
+    width: Tensor
+    height: Tensor
+
+
+class PhotoDataset(Dataset[PhotoBatch]):
+    """Photos without labels, each taken as one face crop; an unreadable one does not stop the others.
+
+    Args:
+        paths: of the photos.
+        size: side of the images that the network gets, pixels.
+    """
+
+    def __init__(self, paths: Sequence[Path], size: int) -> None:
+        self.paths = paths
+        self._size = size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, draw: Draw) -> PhotoBatch:
+        return self.__getitems__([draw])
+
+    def __getitems__(self, draws: list[Draw]) -> PhotoBatch:
+        """The batch of these draws; what a DataLoader without collation asks for."""
+        images = np.zeros((len(draws), self._size, self._size, 3), np.uint8)
+        shape = np.zeros((len(draws), 2), np.int64)
+        for row, draw in enumerate(draws):
+            try:
+                photo = read_rgb(self.paths[draw.place])
+            except ImageError:
+                continue
+            shape[row] = photo.shape[:2]
+            images[row] = resize(photo, self._size)
+        height, width = torch.from_numpy(shape).unbind(1)
+        place = torch.tensor([draw.place for draw in draws])
+        return PhotoBatch(torch.from_numpy(images).permute(0, 3, 1, 2), place, width, height)
+
+
+def whole(batch: T) -> T:
+    """The collation of a dataset that fetches whole batches: none."""
+    return batch

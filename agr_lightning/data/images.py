@@ -1,0 +1,92 @@
+"""One file -> one RGB array, or the reason why not. The only decoder of the project."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# A 100-megapixel photo takes 300 MB decoded; more is refused before it is decoded.
+MAX_PIXELS = 100_000_000
+
+# What a folder given to `predict` is searched for.
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+
+
+class ImageError(ValueError):
+    """A file that cannot be used as an image; the text is the reason."""
+
+
+def read_rgb(path: str | Path) -> NDArray[np.uint8]:
+    """Decodes one image file.
+
+    The EXIF orientation is applied; grayscale, palette, CMYK and 16-bit images become 8-bit RGB;
+    transparent pixels become white; of an animation the first frame is taken.
+
+    Args:
+        path: the file.
+
+    Returns:
+        uint8 ``(height, width, 3)``, RGB.
+
+    Raises:
+        ImageError: with the reason, for anything that is not a whole, decodable image.
+    """
+    return decode_rgb(read_bytes(path))
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a file; raises ImageError when it is empty or cannot be read."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot be read ({error.strerror})") from error
+    if not content:
+        raise ImageError("empty file")
+    return content
+
+
+def decode_rgb(content: bytes, draft: int | None = None) -> NDArray[np.uint8]:
+    """Decodes what an image file contains; see ``read_rgb``.
+
+    Args:
+        content: the whole file.
+        draft: lets a JPEG be decoded at a fraction of its size, no side below this many pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ImageError(f"{width}x{height} pixels, more than {MAX_PIXELS // 10**6} million")
+            if draft:
+                image.draft("RGB", (draft, draft))
+            return _to_rgb(image)
+    except UnidentifiedImageError:
+        raise ImageError("not an image") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"more than {MAX_PIXELS // 10**6} million pixels") from None
+    except ImageError:
+        raise
+    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
+        raise ImageError(_reason(error)) from None
+
+
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode == "F":
+        raise ImageError("floating-point pixels, of unknown range")
+    if upright.mode == "I" or upright.mode.startswith("I;16"):
+        # Pillow clips these to 255 when asked to convert them.
+        wide = np.asarray(upright).astype(np.uint32).clip(0, 65535)
+        upright = Image.fromarray((wide / 257 + 0.5).astype(np.uint8))
+    if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
+        layer = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return np.array(upright.convert("RGB"))
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).split("\n")[0] or type(error).__name__
+    return "truncated" if "truncated" in text.lower() else f"damaged ({text[:80]})"

@@ -1,0 +1,14 @@
+"""The one exception whose text is written for the person at the command line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake that the user can cure; its text names the value and the cure in one or two lines."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Returns `` (did you mean 'x'?)`` for the known word nearest to ``word``, or an empty string."""
+    nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean '{nearest[0]}'?)" if nearest else ""

@@ -1,0 +1,93 @@
+"""What a label is: the tasks, the classes and their codes, the age range, and the file-name grammar.
+
+No other file knows a code or spells a class name.
+"""
+
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from agr_lightning.errors import UserError
+
+Task = Literal["age", "gender", "race"]
+TASKS: tuple[Task, ...] = ("age", "gender", "race")
+
+AGE_MIN, AGE_MAX = 0, 116
+GENDERS = ("male", "female")
+RACES = ("white", "black", "asian", "indian", "others")
+
+# The value that stands for "no label" in every integer label tensor.
+MISSING = -1
+
+# Lower bounds, in years, of the age bands in which figures are reported: those of FairFace
+# (Karkkainen and Joo, WACV 2021), so that tables can be compared.
+_BAND_STARTS = (0, 3, 10, 20, 30, 40, 50, 60, 70)
+AGE_BANDS = (*(f"{low}-{high - 1}" for low, high in pairwise(_BAND_STARTS)), f"{_BAND_STARTS[-1]}+")
+
+
+class LabelError(ValueError):
+    """A file name from which no age and gender can be read; the text is the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What a UTKFace file name says.
+
+    Attributes:
+        age: years, 0 to 116.
+        gender: index into ``GENDERS``.
+        race: index into ``RACES``, or ``MISSING``.
+    """
+
+    age: int
+    gender: int
+    race: int
+
+
+def age_band(age: float) -> int:
+    """Index into ``AGE_BANDS`` of the band that holds ``age`` (years)."""
+    return sum(age >= start for start in _BAND_STARTS[1:])
+
+
+def check_tasks(tasks: list[Task]) -> tuple[Task, ...]:
+    """Returns ``tasks`` in the order of ``TASKS``; raises UserError when empty or repeated."""
+    if not tasks or len(set(tasks)) != len(tasks):
+        raise UserError(
+            f"--model.tasks {list(tasks)} must name at least one task, each once: any of {', '.join(TASKS)}."
+        )
+    return tuple(task for task in TASKS if task in tasks)
+
+
+def parse_name(name: str) -> Label:
+    """Reads the labels from a file name ``AGE_GENDER_RACE_DATETIME.jpg[.chip.jpg]``.
+
+    The date and the extension carry no label, so nothing is asked of them: some published names have a
+    blank, a digit too many, or no dot there. A name without the race field keeps age and gender.
+
+    Args:
+        name: the file name, without its folder.
+
+    Raises:
+        LabelError: when age or gender cannot be read, or a value is outside its range.
+    """
+    if "\n" in name or "\r" in name:
+        raise LabelError("line break in the file name")
+    fields = name.split("_")
+    if len(fields) < 3 or not re.fullmatch(r"[0-9]+", fields[0]):
+        raise LabelError("name is not AGE_GENDER_RACE_DATETIME")
+    age, gender = int(fields[0][:6]), fields[1]
+    # Three fields: the race is left out, unless the third is a lone digit before the extension.
+    race = fields[2] if len(fields) > 3 else _lone_digit(fields[2])
+    if not AGE_MIN <= age <= AGE_MAX:
+        raise LabelError(f"age {fields[0][:6]} is not {AGE_MIN} to {AGE_MAX}")
+    if not re.fullmatch(r"[01]", gender):
+        raise LabelError(f"gender '{gender[:12]}' is not 0 or 1")
+    if not re.fullmatch(r"[0-4]?", race):
+        raise LabelError(f"race '{race[:12]}' is not 0 to 4")
+    return Label(age, int(gender), int(race) if race else MISSING)
+
+
+def _lone_digit(field: str) -> str:
+    stem = field.split(".")[0]
+    return stem if re.fullmatch(r"[0-9]", stem) else ""

@@ -1,0 +1,118 @@
+"""Weights from a file into a network."""
+
+import errno
+import urllib.error
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from agr_lightning.errors import UserError
+from agr_lightning.models.backbones import IMAGENET_WEIGHTS
+from agr_lightning.models.network import AGRNetwork
+
+# How a checkpoint of this project names the network's tensors.
+NETWORK_PREFIX = "network."
+
+
+def read_torch_file(path: Path, option: str) -> dict[str, object]:
+    """Reads a file written by ``torch.save``, without running any code that is in it.
+
+    Args:
+        path: the file.
+        option: how the user named it, for messages.
+
+    Raises:
+        UserError: when it is missing, damaged, no such file, or holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise UserError(f"{option} {path} does not exist.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle and zip readers raise anything for a damaged file
+        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+            raise UserError(
+                f"{option} {path} is refused: it holds more than weights and plain values, "
+                "and loading it could run code."
+            ) from None
+        raise UserError(f"{option} {path} is not a checkpoint, or is damaged or cut short.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{option} {path} holds a {type(content).__name__}, not a checkpoint or state dict.")
+    return content
+
+
+def load_weights(network: AGRNetwork, path: Path) -> str:
+    """Loads a checkpoint of this project, a state dict of ``AGRNetwork``, or one of its backbone alone.
+
+    Args:
+        network: gets the weights; heads that the file lacks keep theirs.
+        path: the file.
+
+    Returns:
+        A sentence that says what was loaded and what was left out.
+
+    Raises:
+        UserError: when the file cannot be read, or is not of this backbone.
+    """
+    return _load_state(network, read_torch_file(path, "--model.weights"), f"--model.weights {path}")
+
+
+def fetch_imagenet(backbone: str) -> dict[str, object]:
+    """torchvision's ImageNet weights for a backbone, from torch's cache or else downloaded.
+
+    Raises:
+        UserError: when there are none for this backbone, or they are not cached and cannot be downloaded.
+    """
+    if backbone not in IMAGENET_WEIGHTS:
+        raise UserError(
+            f"--model.pretrained true: there are no ImageNet weights for {backbone}; "
+            f"there are for {', '.join(IMAGENET_WEIGHTS)}."
+        )
+    weights = IMAGENET_WEIGHTS[backbone]
+    file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[1]
+    try:
+        return dict(weights.get_state_dict(progress=True, check_hash=True))
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        raise UserError(
+            f"--model.pretrained true: the weights for {backbone} cannot be downloaded ({error}). Put "
+            f"{weights.url} at {file}, or name a file with --model.weights."
+        ) from None
+
+
+def load_imagenet(network: AGRNetwork, backbone: str) -> str:
+    """Loads torchvision's ImageNet weights into the backbone; returns a sentence on what was loaded."""
+    return _load_state(network, fetch_imagenet(backbone), "ImageNet weights")
+
+
+def _load_state(network: AGRNetwork, content: dict[str, object], source: str) -> str:
+    state = content
+    if isinstance(content.get("state_dict"), dict):
+        inner = cast(dict[str, object], content["state_dict"])
+        state = {
+            name.removeprefix(NETWORK_PREFIX): value for name, value in inner.items() if name.startswith(NETWORK_PREFIX)
+        }
+    target = network.state_dict()
+    if not any(name.startswith("backbone.") for name in state):
+        state = {f"backbone.{name}": value for name, value in state.items()}
+    fitting = {
+        name: value
+        for name, value in state.items()
+        if isinstance(value, Tensor) and name in target and value.shape == target[name].shape
+    }
+    for name in target:
+        if name.startswith("backbone.") and name not in fitting and not name.endswith("num_batches_tracked"):
+            raise UserError(
+                f"{source} does not fit this backbone: {name.removeprefix('backbone.')} is missing or of another shape."
+            )
+    network.load_state_dict(fitting, strict=False)
+    loaded = [task for task in network.tasks if f"heads.{task}.weight" in fitting]
+    fresh = [task for task in network.tasks if task not in loaded]
+    left = sorted({name.removeprefix("backbone.").rsplit(".", 1)[0] for name in state if name not in fitting})
+    text = f"{source}: loaded the backbone"
+    text += f" and the heads for {', '.join(loaded)}" if loaded else ""
+    text += f"; fresh heads for {', '.join(fresh)}" if fresh else ""
+    text += f"; left out {', '.join(left[:5])}" if left else ""
+    return text

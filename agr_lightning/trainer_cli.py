@@ -1,0 +1,251 @@
+"""LightningCLI for fit, validate, test and predict."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from tqdm import tqdm
+
+from agr_lightning.callbacks.predictions import PredictionWriter
+from agr_lightning.callbacks.splits import SPLITS_FOLDER, SplitWriter
+from agr_lightning.callbacks.test_report import TestReport
+from agr_lightning.checkpoints import (
+    BEST,
+    LAST,
+    RUNS_FOLDER,
+    CheckpointFacts,
+    find_checkpoint,
+    read_facts,
+    splits_of,
+)
+from agr_lightning.data.datamodule import UTKFaceDataModule
+from agr_lightning.errors import UserError
+from agr_lightning.module import AGRModule
+from agr_lightning.parser import AGRArgumentParser
+
+_log = logging.getLogger("agr_lightning")
+
+DEFAULT_EPOCHS = 20
+
+
+class AGRCommandLine(LightningCLI):
+    """LightningCLI with one command at a time, and with checkpoints that users can name by role."""
+
+    command: str
+
+    @classmethod
+    def subcommands(cls) -> dict[str, set[str]]:
+        # Building the options of a command takes a while: only those that were asked for.
+        return {cls.command: LightningCLI.subcommands()[cls.command]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        if self.command == "fit":
+            parser.add_argument(
+                "--test_after_fit",
+                type=bool,
+                default=True,
+                help="test the best checkpoint when training ends, and write results.json and figures",
+            )
+
+    def _parse_ckpt_path(self) -> None:
+        """Takes nothing from checkpoints here: LightningCLI would let them override the command line."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses twice where a checkpoint is named: what it was trained with becomes the defaults."""
+        super().parse_arguments(parser, args)
+        options = self.config[self.command]
+        root = Path(options.trainer.default_root_dir or ".")
+        self.facts: CheckpointFacts | None = None
+        if options.ckpt_path is not None:
+            self.facts = read_facts(find_checkpoint(str(options.ckpt_path), root))
+            subparser = self._parser(self.command)
+            subparser.set_defaults(_defaults(self.facts, options, subparser))
+            super().parse_arguments(parser, args)
+            self.config[self.command].ckpt_path = str(self.facts.path)
+            _check_fit_together(self.facts, self.config[self.command].model)
+        elif self.command != "fit":
+            raise UserError(
+                f"`{self.command}` needs weights: give --ckpt_path FILE, a run folder, '{BEST}' or '{LAST}'."
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        options = self.config[self.command].trainer
+        if options.logger in (None, True):
+            root = options.default_root_dir or "."
+            kwargs["logger"] = TensorBoardLogger(root, name=RUNS_FOLDER, default_hp_metric=False)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+            raise UserError(f"the Trainer does not accept these options: {_first_line(error)}") from None
+
+    def after_fit(self) -> None:
+        trainer = self.trainer
+        if trainer.interrupted or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        best = trainer.checkpoint_callback
+        path = best.best_model_path if isinstance(best, ModelCheckpoint) else ""
+        if self.config[self.command].test_after_fit and path:
+            trainer.test(self.model, self.datamodule, ckpt_path=path, verbose=False)
+        self._say_where(path)
+
+    def after_test(self) -> None:
+        self._say_where(None)
+
+    def _say_where(self, checkpoint: str | None) -> None:
+        folder = self.trainer.log_dir
+        if folder is None or not self.trainer.is_global_zero:
+            return
+        _log.info(f"Run folder   {folder}")
+        _log.info(f"Curves       tensorboard --logdir {Path(folder).parent}")
+        if checkpoint:
+            _log.info(f"Checkpoint   {os.path.relpath(checkpoint)}")
+            _log.info(
+                f"Next         python -m agr_lightning predict --ckpt_path {os.path.relpath(checkpoint)} "
+                "--data.predict_path FOLDER"
+            )
+
+
+class RunConfig(SaveConfigCallback):
+    """Saves config.yaml, from which the command can be repeated."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
+        super().__init__(parser, config.clone(), overwrite=True)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.config.ckpt_path = None  # a resumed run is repeated from its start
+        super().setup(trainer, pl_module, stage)
+
+
+def run(command: str, options: Sequence[str]) -> None:
+    """Runs one of LightningCLI's commands.
+
+    Args:
+        command: fit, validate, test or predict.
+        options: what follows it on the command line.
+
+    Raises:
+        UserError: for what the user can cure.
+        SystemExit: after --help and --print_config, and with code 2 for options that cannot be understood.
+    """
+    terminal = _quiet()
+    cli = type("AGRCommandLine", (AGRCommandLine,), {"command": command})
+    try:
+        cli(
+            AGRModule,
+            UTKFaceDataModule,
+            args=[command, *options],
+            parser_class=AGRArgumentParser,
+            parser_kwargs={"prog": "python -m agr_lightning"},
+            save_config_callback=RunConfig,
+            seed_everything_default=42,
+            trainer_defaults={
+                "max_epochs": DEFAULT_EPOCHS,
+                "log_every_n_steps": 10,
+                "callbacks": _callbacks(command),
+                # The data module deals samples to devices itself, without counting any twice.
+                "use_distributed_sampler": False,
+            },
+        )
+    except MisconfigurationException as error:
+        raise UserError(_first_line(error)) from None
+    except torch.OutOfMemoryError:
+        raise UserError("the device is out of memory: use a smaller --data.batch_size or --data.image_size.") from None
+    finally:
+        _log.removeHandler(terminal)
+
+
+def _callbacks(command: str) -> list[Callback]:
+    if command == "predict":
+        return [PredictionWriter()]
+    if command != "fit":
+        return [TestReport()]
+    checkpoints = ModelCheckpoint(
+        monitor="val/loss", filename=BEST, save_last=True, enable_version_counter=False, auto_insert_metric_name=False
+    )
+    return [checkpoints, SplitWriter(), TestReport()]
+
+
+def _defaults(facts: CheckpointFacts, given: Namespace, parser: LightningArgumentParser) -> dict[str, Any]:
+    """What a checkpoint was trained with, as defaults of the options; its own split first of all."""
+    stored = {f"model.{name}": value for name, value in facts.model.items()}
+    stored |= {f"data.{name}": value for name, value in facts.data.items()}
+    weights = stored.pop("model.loss_weights", None)
+    if isinstance(weights, dict):
+        stored |= {f"model.loss_weights.{task}": weight for task, weight in weights.items()}
+    stored.pop("data.predict_path", None)
+    if given.data.root is not None:
+        stored.pop("data.synthetic", None)
+    if given.data.synthetic:
+        # Other cards than those of the run have other names.
+        stored.pop("data.root", None)
+        if given.data.synthetic != facts.data.get("synthetic"):
+            stored.pop("data.split", None)
+    lists = splits_of(facts.path, SPLITS_FOLDER)
+    if lists is not None and "data.split" in stored:
+        stored["data.split"] = str(lists)
+    known = {action.dest for action in parser._actions}
+    return {name: value for name, value in stored.items() if name in known}
+
+
+def _check_fit_together(facts: CheckpointFacts, model: Namespace) -> None:
+    """Raises UserError when the options ask for another network than the checkpoint holds."""
+    for name in ("backbone", "tasks"):
+        held, asked = facts.model.get(name), getattr(model, name)
+        if held != asked:
+            raise UserError(
+                f"--ckpt_path {facts.path} was trained with --model.{name} {_shown(held)}, "
+                f"not {_shown(asked)}: leave --model.{name} out."
+            )
+
+
+def _shown(value: Any) -> str:
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+
+
+class _Terminal(logging.Handler):
+    """Prints what the project says on the first process, without tearing progress bars apart."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            prefix = "warning: " if record.levelno >= logging.WARNING else ""
+            tqdm.write(prefix + record.getMessage(), file=sys.stdout)
+
+
+def _quiet() -> logging.Handler:
+    """Lets the project speak, and silences what Lightning says of itself on every run."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        r".*isinstance\(treespec, LeafSpec\).*",
+        r".*args parameter is intended to run from within Python.*",
+        r".*does not have many workers.*",
+        r".*it is recommended to use `Trainer\(devices=1.*",
+        r".*will be overridden by.*configure_optimizers.*",
+        r".*Checkpoint directory .* exists and is not empty.*",
+        r".*The number of training batches .* is smaller than the logging interval.*",
+        r".*Detected call of `lr_scheduler.step\(\)` before.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"jsonargparse.*|lightning.*")
+    terminal = _Terminal()
+    _log.addHandler(terminal)
+    _log.setLevel(logging.INFO)
+    _log.propagate = False
+    return terminal
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split("\n")[0].split())
