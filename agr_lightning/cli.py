@@ -63,7 +63,8 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         return _run(command, options)
     except UserError as error:
-        return _fail(str(error))
+        # A loader worker's error arrives with the worker's traceback in front of it.
+        return _fail(str(error).rpartition("UserError: ")[2].strip())
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -74,7 +74,9 @@ def _age_scatter(table: Table) -> Figure:
         table.age, table.predicted_age, gridsize=40, extent=(0, top, 0, top), bins="log", mincnt=1, cmap=_SEQUENTIAL
     )
     axes.plot([0, top], [0, top], color=_ACCENT, linewidth=1.2, label="predicted = labelled")
-    figure.colorbar(cells, ax=axes, label="images", shrink=0.8)
+    scale = figure.colorbar(cells, ax=axes, label="images", shrink=0.8, format="%d")
+    scale.ax.minorticks_off()
+    scale.set_ticks([2**k for k in range(16) if 2**k <= cells.norm.vmax])
     axes.set_xlim(0, top)
     axes.set_ylim(0, top)
     axes.set_aspect("equal")

@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 Stage = Literal["train", "val", "test"]
 
+NO_END = "the learning-rate schedule needs an end: give --trainer.max_epochs or --trainer.max_steps."
+
 _PROGRESS = ("loss", "age_mae", "gender_acc", "race_acc")
 
 
@@ -79,6 +81,7 @@ class AGRModule(lightning.LightningModule):
         )
         self.table = PredictionTable()
         self._seed = 0
+        self._started = False
         self.checkpoint_epoch: int | None = None
 
     # ------------------------------------------------------------------ steps
@@ -124,12 +127,20 @@ class AGRModule(lightning.LightningModule):
         """Loads the starting weights of a training run that is not a resumed one."""
         # What --seed_everything set; noted here because every step sets a seed of its own.
         self._seed = torch.initial_seed() % 2**32 + self.trainer.global_rank * 10**6
-        if stage != "fit" or not self._starts_afresh():
-            return
-        if self._weights is not None:
+        if stage == "fit" and self._starts_afresh():
+            self.load_start()
+
+    def load_start(self) -> None:
+        """Loads the weights that training starts from, once.
+
+        Raises:
+            UserError: when they cannot be had, or do not fit the backbone.
+        """
+        if self._weights is not None and not self._started:
             _log.info(load_weights(self.network, Path(self._weights).expanduser()))
-        if self._pretrained:
+        if self._pretrained and not self._started:
             _log.info(load_imagenet(self.network, self._backbone))
+        self._started = True
 
     def on_fit_start(self) -> None:
         _log.info(
@@ -160,9 +171,7 @@ class AGRModule(lightning.LightningModule):
         """AdamW without decay on biases and normalisation, and a one-cycle schedule over the whole run."""
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
-            raise UserError(
-                "the learning-rate schedule needs an end: give --trainer.max_epochs or --trainer.max_steps."
-            )
+            raise UserError(NO_END)
         matrices = [p for p in self.parameters() if p.ndim > 1]
         vectors = [p for p in self.parameters() if p.ndim <= 1]
         groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]

@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from agr_lightning.errors import did_you_mean
 
 _KEY = re.compile(r'Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)', re.DOTALL)
-_GIVEN = re.compile(r"(?:Got value|Given value): (?P<value>.*)", re.DOTALL)
+_GIVEN = re.compile(r"(?:Got value|Given value): (?P<value>[^\n]*)")
 _LITERAL = re.compile(r"typing\.Literal\[(?P<values>[^\]]+)\]")
 _TYPE = re.compile(r"<class '(?P<name>[\w.]+)'>")
 _UNKNOWN = re.compile(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<name>[\w.-]+)'")
@@ -49,6 +49,8 @@ def explain(message: str, options: list[str]) -> str:
     top = _UNKNOWN_TOP.search(message)
     if top:
         return _no_option(f"--{top['name']}", options)
+    if "Problems parsing config" in message:
+        return f"--config: not valid YAML: {_one_line(message.split(':', 1)[-1])}"
     found = _KEY.search(message)
     if found and "config" in found["key"].split("."):
         return f"--config: {_one_line(found['rest'])}"

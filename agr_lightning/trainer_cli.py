@@ -1,7 +1,6 @@
 """LightningCLI for fit, validate, test and predict."""
 
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -32,12 +31,31 @@ from agr_lightning.checkpoints import (
 )
 from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.errors import UserError
-from agr_lightning.module import AGRModule
+from agr_lightning.module import NO_END, AGRModule
 from agr_lightning.parser import AGRArgumentParser
 
 _log = logging.getLogger("agr_lightning")
 
 DEFAULT_EPOCHS = 20
+
+_DESCRIPTIONS = {
+    "fit": "Trains a network, keeps the best weights by val/loss and the last ones, and tests the best. Options of a "
+    "YAML file given with --config are overridden by later files, and all files by options given here.",
+    "validate": "Measures a checkpoint on the validation images of its own run, or of those that the options name.",
+    "test": "Measures a checkpoint on the test images of its own run, or of those that the options name: results.json "
+    "with 95 % intervals and groups, and figures. For figures to publish use one device.",
+    "predict": "Predicts for a photo, or each photo of a folder or glob, taken as face crops like UTKFace's: "
+    "predictions.csv, with a row for every input.",
+}
+
+_OPTION_HELP = {
+    "ckpt_path": "checkpoint to load: a file, a run folder (for its best), or 'best' or 'last' of the newest run in "
+    "lightning_logs. fit goes on training from it. Its model and data options become the defaults.",
+    "weights_only": "kept for Lightning: a checkpoint that holds more than weights and plain values is refused anyway.",
+    "verbose": "print Lightning's own table of figures as well.",
+    "return_predictions": "kept for Lightning; predictions go to predictions.csv.",
+    "seed_everything": "seed of training: weights, order, augmentation and dropout (the split has --data.seed).",
+}
 
 
 class AGRCommandLine(LightningCLI):
@@ -58,6 +76,15 @@ class AGRCommandLine(LightningCLI):
                 default=True,
                 help="test the best checkpoint when training ends, and write results.json and figures",
             )
+
+    def setup_parser(self, *args: Any) -> None:
+        """Builds the options, and rewrites what Lightning says of commands and checkpoints."""
+        super().setup_parser(*args)
+        parser = self._parser(self.command)
+        parser.usage = f"python -m agr_lightning {self.command} [--config FILE] [options]"
+        parser.description = _DESCRIPTIONS[self.command]
+        for action in parser._actions:
+            action.help = _OPTION_HELP.get(action.dest, action.help)
 
     def _parse_ckpt_path(self) -> None:
         """Takes nothing from checkpoints here: LightningCLI would let them override the command line."""
@@ -81,7 +108,16 @@ class AGRCommandLine(LightningCLI):
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        # Before there are other processes, which would be left waiting if this fails.
+        self.datamodule.setup(self.command)
         options = self.config[self.command].trainer
+        if self.command == "fit":
+            if options.max_epochs == options.max_steps == -1:
+                raise UserError(NO_END)
+            if self.facts is None:
+                self.model.load_start()
+            if options.fast_dev_run:
+                self.trainer_defaults["callbacks"] = []
         if options.logger in (None, True):
             root = options.default_root_dir or "."
             kwargs["logger"] = TensorBoardLogger(root, name=RUNS_FOLDER, default_hp_metric=False)
@@ -107,12 +143,12 @@ class AGRCommandLine(LightningCLI):
         folder = self.trainer.log_dir
         if folder is None or not self.trainer.is_global_zero:
             return
-        _log.info(f"Run folder   {folder}")
-        _log.info(f"Curves       tensorboard --logdir {Path(folder).parent}")
+        _log.info(f"Run folder   {_short(folder)}")
+        _log.info(f"Curves       tensorboard --logdir {_short(Path(folder).parent)}")
         if checkpoint:
-            _log.info(f"Checkpoint   {os.path.relpath(checkpoint)}")
+            _log.info(f"Checkpoint   {_short(checkpoint)}")
             _log.info(
-                f"Next         python -m agr_lightning predict --ckpt_path {os.path.relpath(checkpoint)} "
+                f"Next         python -m agr_lightning predict --ckpt_path {_short(checkpoint)} "
                 "--data.predict_path FOLDER"
             )
 
@@ -151,6 +187,8 @@ def run(command: str, options: Sequence[str]) -> None:
             parser_kwargs={"prog": "python -m agr_lightning"},
             save_config_callback=RunConfig,
             seed_everything_default=42,
+            # Keeps hyperparameters as the constructors get them: plain values.
+            load_from_checkpoint_support=False,
             trainer_defaults={
                 "max_epochs": DEFAULT_EPOCHS,
                 "log_every_n_steps": 10,
@@ -215,6 +253,13 @@ def _shown(value: Any) -> str:
     return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
+def _short(path: str | Path) -> str:
+    """The path as one would type it here."""
+    whole = Path(path).resolve()
+    here = Path.cwd().resolve()
+    return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
+
+
 class _Terminal(logging.Handler):
     """Prints what the project says on the first process, without tearing progress bars apart."""
 
@@ -233,6 +278,9 @@ def _quiet() -> logging.Handler:
         r".*args parameter is intended to run from within Python.*",
         r".*does not have many workers.*",
         r".*it is recommended to use `Trainer\(devices=1.*",
+        r".*callbacks used to create the checkpoint need to be provided.*",
+        r".*Grad strides do not match bucket view strides.*",
+        r".*resuming from a checkpoint that ended before the epoch ended.*",
         r".*will be overridden by.*configure_optimizers.*",
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*The number of training batches .* is smaller than the logging interval.*",

@@ -1,9 +1,11 @@
 """A downloaded archive as a data folder: unpacked once, whole, into the cache."""
 
+import gzip
 import hashlib
 import shutil
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 from agr_lightning.errors import UserError
@@ -32,7 +34,7 @@ def unpack(archive: Path, cache: Path) -> Path:
             _unpack_tar(archive, folder)
         else:
             raise UserError(f"{archive} is neither a folder nor a .zip, .tar or .tar.gz archive.")
-    except (EOFError, tarfile.TarError, zipfile.BadZipFile, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+    except (EOFError, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{archive} is damaged ({error}); download it again.") from None
     return folder
 

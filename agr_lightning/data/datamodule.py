@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from agr_lightning.data.cache import cached_images
 from agr_lightning.data.cards import draw_cards
-from agr_lightning.data.dataset import Batch, FaceDataset, PhotoBatch, PhotoDataset, whole
+from agr_lightning.data.dataset import Batch, FaceDataset, LateLoader, PhotoBatch, PhotoDataset, whole
 from agr_lightning.data.index import Index, Sample, build_index, shared_photos
 from agr_lightning.data.photos import find_photos
 from agr_lightning.data.sampling import Draw, EvalSampler, TrainSampler, balancing_weights
@@ -98,7 +98,6 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         self._split_options = SplitOptions(split, seed, val_fraction, test_fraction, max_samples, max_per_gender)
         self._check()
         self._indexes: dict[str, Index] = {}
-        self._reported: set[str] = set()
         self._split: Split | None = None
         self._rows: dict[str, tuple[Index, int]] = {}
         self._photos: list[Path] = []
@@ -106,27 +105,25 @@ class UTKFaceDataModule(lightning.LightningDataModule):
     # ------------------------------------------------------------------ what Lightning calls
 
     def prepare_data(self) -> None:
-        """Reads, checks and decodes all images, once on each machine, and reports what was rejected."""
+        """Reads, checks, splits and decodes all images, once on each machine, and reports what was rejected."""
         stage = self._stage()
-        if stage == "predict":
-            return
-        if stage == "fit":
-            Augmentation(self._augmentation, self._image_size)
-        for index in self._read_sources(stage):
-            if index.root not in self._reported:
-                _log.info(index.summary())
-                self._reported.add(index.root)
+        # Here rather than in setup() alone: by then a logger has made the run folder, in vain if this fails.
+        self.setup(stage)
+        for index in self._indexes.values():
             cached_images(index.samples, self._image_size, self._cache_dir)
 
     def setup(self, stage: str) -> None:
         """Decides who is in train, val and test, or which photos to predict.
 
         Raises:
-            UserError: when a side that the stage needs is empty, or when there is nothing to predict.
+            UserError: for a root or an augmentation that does not work, when a side that the stage needs is
+                empty, or when there is nothing to predict.
         """
         if stage == "predict":
-            self._photos = find_photos(self._predict_path)
+            self._photos = self._photos or find_photos(self._predict_path)
             return
+        if stage == "fit":
+            Augmentation(self._augmentation, self._image_size)
         if self._split is None:
             self._split = self._make_split(stage)
             self._rows = self._find_rows()
@@ -149,7 +146,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         weights = None
         if self._balance != "none":
             weights = balancing_weights([getattr(sample, self._balance) for sample in samples])
-        sampler = TrainSampler(len(samples), seed, self._epoch, weights, rank, ranks)
+        sampler = TrainSampler(len(samples), seed, self._progress, weights, rank, ranks)
         dataset = self._dataset("train", Augmentation(self._augmentation, self._image_size), seed)
         # A small last batch would disturb the batch statistics; where there is only that one, it must do.
         return self._loader(dataset, sampler, drop_last=len(sampler) >= self._batch_size)
@@ -207,8 +204,12 @@ class UTKFaceDataModule(lightning.LightningDataModule):
     def _rank(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _epoch(self) -> int:
-        return 0 if self.trainer is None else self.trainer.current_epoch
+    def _progress(self) -> tuple[int, int]:
+        """The current epoch, and how many samples of it this process has trained on."""
+        if self.trainer is None:
+            return 0, 0
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return self.trainer.current_epoch, batches * self._batch_size
 
     def _read_sources(self, stage: str) -> list[Index]:
         """What the stage reads: the main root, and a root of its own for the test."""
@@ -230,6 +231,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
     def _index(self, root: str, option: str) -> Index:
         if root not in self._indexes:
             self._indexes[root] = build_index(root, self._cache_dir, option)
+            _log.info(self._indexes[root].summary())
         return self._indexes[root]
 
     def _make_split(self, stage: str) -> Split:
@@ -273,7 +275,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
     def _loader(
         self, dataset: Dataset[T], sampler: TrainSampler | EvalSampler, drop_last: bool = False
     ) -> DataLoader[T]:
-        return DataLoader(
+        return LateLoader(
             dataset=dataset,
             batch_size=self._batch_size,
             sampler=sampler,

@@ -1,6 +1,6 @@
 """Samples and their cached images -> batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from agr_lightning.data.cache import resize
 from agr_lightning.data.images import ImageError, read_rgb
@@ -68,7 +68,7 @@ class FaceDataset(Dataset[Batch]):
     def __getstate__(self) -> dict[str, object]:
         # Where loader workers are spawned, they open the cache themselves: pickling would copy all of it.
         images = self._images
-        return self.__dict__ | {"_images": images.filename if isinstance(images, np.memmap) else images}
+        return self.__dict__ | {"_images": str(images.filename) if isinstance(images, np.memmap) else images}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -140,6 +140,17 @@ class PhotoDataset(Dataset[PhotoBatch]):
         height, width = torch.from_numpy(shape).unbind(1)
         place = torch.tensor([draw.place for draw in draws])
         return PhotoBatch(torch.from_numpy(images).permute(0, 3, 1, 2), place, width, height)
+
+
+class LateLoader(DataLoader[T]):
+    """A loader that asks its sampler for an order when the first batch is asked for, and not before.
+
+    Lightning makes the iterator of a run's first epoch before it has read from the checkpoint which epoch that
+    is; loader workers would then prepare the batches of the wrong one.
+    """
+
+    def __iter__(self) -> Iterator[T]:  # type: ignore[override]
+        yield from super().__iter__()
 
 
 def whole(batch: T) -> T:

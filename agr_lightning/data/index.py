@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -248,7 +249,7 @@ def _load_scans(store: Path) -> dict[str, _Scan]:
     try:
         with np.load(store, allow_pickle=False) as arrays:
             columns = [arrays[name] for name in ("name", "stamp", "reason", "digest", "thumbnail")]
-    except (OSError, ValueError, KeyError, EOFError):  # absent, or not what this version wrote
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent, or not what this version wrote
         return {}
     return {
         str(name): _Scan((int(stamp[0]), int(stamp[1])), str(reason), digest.tobytes(), thumbnail.tobytes())

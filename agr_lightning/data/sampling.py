@@ -30,8 +30,8 @@ class TrainSampler(DistributedSampler[Draw]):
     Args:
         size: samples in the dataset.
         seed: another seed gives other orders; must agree between ranks.
-        epoch: returns the current epoch, asked when an epoch's order is made. Asking beats being told:
-            a resumed run starts its loader before it tells samplers the epoch.
+        progress: returns the current epoch and how many of its draws this rank has already trained on,
+            asked when an epoch begins: a run that was killed goes on where it stopped.
         weights: relative chance of each sample; None for a shuffle in which each comes once.
         rank: this process among ``ranks``.
         ranks: number of processes.
@@ -41,24 +41,24 @@ class TrainSampler(DistributedSampler[Draw]):
         self,
         size: int,
         seed: int,
-        epoch: Callable[[], int],
+        progress: Callable[[], tuple[int, int]],
         weights: Sequence[float] | None = None,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
         super().__init__(range(size), ranks, rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
         self._size = size
-        self._current_epoch = epoch
+        self._progress = progress
         self._chances = None if weights is None else np.asarray(weights) / np.sum(weights)
 
     def __iter__(self) -> Iterator[Draw]:
-        epoch = self._current_epoch()
+        epoch, done = self._progress()
         random = np.random.default_rng([self.seed, epoch])
         if self._chances is None:
             order = random.permutation(self._size)
         else:
             order = random.choice(self._size, self._size, p=self._chances)
-        for position in range(self.rank, self.total_size, self.num_replicas):
+        for position in range(self.rank + done * self.num_replicas, self.total_size, self.num_replicas):
             yield Draw(epoch, position, int(order[position % self._size]))
 
 

@@ -20,6 +20,9 @@ import cv2
 Preset = Literal["none", "light", "strong"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 
+# How often a pipeline is tried before it is used: a transform with p = 0.2 then fires with 99 % certainty.
+_TRIALS = 20
+
 # One transform in YAML: `class_path` with the name, `init_args` with the arguments.
 TransformSpec = dict[str, str | dict[str, object]]
 
@@ -53,6 +56,7 @@ class Augmentation:
             transforms = [_build(item) for item in spec]
         self._pipeline = A.Compose(transforms) if transforms else None
         self._size = size
+        self._try_out()
 
     def __call__(self, image: NDArray[np.uint8], seed: tuple[int, ...]) -> NDArray[np.uint8]:
         """Changes one image, uint8 ``(size, size, 3)``; the same way for the same ``seed``."""
@@ -60,13 +64,25 @@ class Augmentation:
             return image
         generator = np.random.default_rng(seed)
         self._pipeline.set_random_state(generator, random.Random(int(generator.integers(2**63))))
-        changed: NDArray[np.uint8] = self._pipeline(image=image)["image"]
+        try:
+            changed: NDArray[np.uint8] = self._pipeline(image=image)["image"]
+        except Exception as error:  # a transform may raise anything
+            detail = " ".join(str(error).split())[:200]
+            raise UserError(f"--data.augmentation fails on a {self._size}x{self._size} image: {detail}") from None
+        return changed
+
+    def _try_out(self) -> None:
+        """Lets what cannot work fail now, in words, and not in a loader worker at some later batch."""
+        image = np.random.default_rng(0).integers(0, 256, (self._size, self._size, 3), np.uint8)
+        for trial in range(_TRIALS):
+            self._check_result(self(image, (trial,)))
+
+    def _check_result(self, changed: NDArray[np.uint8]) -> None:
         if changed.shape != (self._size, self._size, 3) or changed.dtype != np.uint8:
             raise UserError(
                 f"--data.augmentation makes {changed.dtype} images of shape {changed.shape}; it must keep "
                 f"uint8 ({self._size}, {self._size}, 3): leave out Normalize, ToTensorV2 and other sizes."
             )
-        return changed
 
 
 def _light(size: int) -> list[A.BasicTransform | A.BaseCompose]:

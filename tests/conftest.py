@@ -1,0 +1,105 @@
+"""Shared fixtures: every test works in folders of its own; nothing is downloaded."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from agr_lightning.cli import main
+from agr_lightning.data.cards import draw_cards
+from agr_lightning.data.index import Index, build_index
+
+# Small enough that a command takes seconds, on the CPU and without a progress bar.
+FAST = [
+    *("--data.image_size", "32", "--data.batch_size", "16", "--data.num_workers", "0"),
+    *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
+]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = before
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, where runs go."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def cards(_cache: None) -> Path:
+    """A folder of 120 drawn cards. Not to be changed."""
+    return draw_cards(120, seed=0)
+
+
+@pytest.fixture(scope="session")
+def index(cards: Path) -> Index:
+    return build_index(str(cards))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a network that has learnt the cards. Not to be changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    code = main(
+        [
+            *("fit", "--data.synthetic", "1200", "--data.image_size", "48", "--data.batch_size", "32"),
+            *("--data.num_workers", "0", "--data.augmentation", "none", "--trainer.max_epochs", "8"),
+            *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
+            *("--trainer.default_root_dir", str(folder)),
+        ]
+    )
+    assert code == 0
+    return folder / "lightning_logs" / "version_0"
+
+
+@pytest.fixture(scope="session")
+def utkface() -> Path:
+    """A folder of real UTKFace images; tests that need it are skipped, and say so, where it is absent."""
+    folder = os.environ.get("AGR_UTKFACE")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("set AGR_UTKFACE to a folder of UTKFace images to run this test")
+    return Path(folder)
+
+
+@pytest.fixture
+def run(here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command as a user would: ``run("fit", ...)`` returns exit code, stdout and stderr."""
+
+    def call(*args: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = main(list(args))
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def save_noise(path: Path, seed: int = 0, size: int = 48) -> Path:
+    """An image that looks like no other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
+    Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC).save(path, format="JPEG")
+    return path
+
+
+def copy_run(run: Path, to: Path) -> Path:
+    """A copy of a run folder, where ``best`` and ``last`` find it."""
+    target = to / "lightning_logs" / "version_0"
+    shutil.copytree(run, target)
+    return target

@@ -1,0 +1,298 @@
+"""Cache, cards, transforms, batches."""
+
+import os
+import pickle
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from agr_lightning.data.cache import cached_images, resize
+from agr_lightning.data.cards import draw_card, draw_cards
+from agr_lightning.data.datamodule import UTKFaceDataModule
+from agr_lightning.data.dataset import FaceDataset
+from agr_lightning.data.images import read_rgb
+from agr_lightning.data.index import Index, build_index
+from agr_lightning.data.sampling import Draw
+from agr_lightning.data.transforms import PRESETS, Augmentation, Preset
+from agr_lightning.errors import UserError
+from agr_lightning.labels import MISSING
+from tests.conftest import save_noise
+
+# ---------------------------------------------------------------------- cards
+
+
+def test_cards_show_three_independent_things() -> None:
+    def card(age: int, gender: int, race: int) -> np.ndarray:
+        return draw_card(age, gender, race, np.random.default_rng(3)).astype(int)
+
+    base = card(40, 0, 0)
+    assert base.shape == (128, 128, 3)
+    ring = np.zeros((128, 128), bool)
+    y, x = np.mgrid[:128, :128]
+    ring[np.hypot(x - 64, y - 64) > 42] = True
+    for other, where in ((card(90, 0, 0), ring), (card(40, 1, 0), ~ring), (card(40, 0, 3), ~ring)):
+        changed = np.abs(other - base).sum(2) > 60
+        assert changed.any()
+        assert (changed & where).sum() > 0.95 * changed.sum()
+
+
+def test_cards_are_drawn_once_and_the_same(tmp_path: Path) -> None:
+    one = draw_cards(20, 5, str(tmp_path / "a"))
+    two = draw_cards(20, 5, str(tmp_path / "b"))
+    assert {f.name: f.read_bytes() for f in one.iterdir()} == {f.name: f.read_bytes() for f in two.iterdir()}
+    assert draw_cards(20, 6, str(tmp_path / "a")) != one
+    with pytest.raises(UserError, match="synthetic 5"):
+        draw_cards(5, 0, str(tmp_path))
+
+
+# ---------------------------------------------------------------------- cache
+
+
+def test_the_cache_holds_what_decoding_gives(index: Index) -> None:
+    images = cached_images(index.samples, 40)
+    assert images.shape == (120, 40, 40, 3) and not images.flags.writeable
+    for row in (0, 57, 119):
+        assert (images[row] == resize(read_rgb(index.samples[row].path), 40)).all()
+
+
+def test_the_cache_is_made_once_and_anew_when_an_image_changes(tmp_path: Path) -> None:
+    data, cache = tmp_path / "data", tmp_path / "cache"
+    for seed in range(3):
+        save_noise(data / f"2{seed}_0_1_1.jpg", seed)
+
+    def images() -> np.ndarray:
+        return cached_images(build_index(str(data), str(cache)).samples, 32, str(cache))
+
+    first = images()
+    files = set(cache.glob("images-*.npy"))
+    assert len(files) == 1 and (images() == first).all() and set(cache.glob("images-*.npy")) == files
+    save_noise(data / "21_0_1_1.jpg", 9)
+    os.utime(data / "21_0_1_1.jpg", ns=(1, 1))
+    assert (images()[1] != first[1]).any() and (images()[0] == first[0]).all()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits file sizes as Unix does")
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(index: Index, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"no room for 0 MB.*--data\.cache_dir"):
+            cached_images(index.samples, 32, str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_image_that_vanishes_meanwhile_is_named(tmp_path: Path) -> None:
+    save_noise(tmp_path / "data" / "20_0_1_1.jpg")
+    samples = build_index(str(tmp_path / "data")).samples
+    (tmp_path / "data" / "20_0_1_1.jpg").unlink()
+    with pytest.raises(UserError, match=r"20_0_1_1\.jpg has changed"):
+        cached_images(samples, 32, str(tmp_path / "cache"))
+
+
+def test_resize_squeezes_into_a_square() -> None:
+    tall = np.zeros((60, 20, 3), np.uint8)
+    tall[:30] = 200
+    square = resize(tall, 20)
+    assert square.shape == (20, 20, 3)
+    assert (square[:9] == 200).all() and (square[11:] == 0).all()
+
+
+# ---------------------------------------------------------------------- transforms
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_keep_shape_and_type(preset: Preset) -> None:
+    augment = Augmentation(preset, 48)
+    changed = [augment(PICTURE, (0, 0, i)) for i in range(30)]
+    assert all(c.shape == (48, 48, 3) and c.dtype == np.uint8 for c in changed)
+    differing = sum((c != PICTURE).any() for c in changed)
+    assert differing == 0 if preset == "none" else differing >= 25
+
+
+def test_one_seed_repeats_and_others_differ() -> None:
+    one, two = Augmentation("strong", 48), Augmentation("strong", 48)
+    for seed in ((0, 0, 1), (0, 1, 1), (7, 0, 1)):
+        assert (one(PICTURE, seed) == two(PICTURE, seed)).all()
+    for other in ((0, 1, 1), (0, 0, 2), (7, 0, 1)):
+        assert (one(PICTURE, (0, 0, 1)) != one(PICTURE, other)).any()
+
+
+def test_transforms_of_a_list_are_not_in_lockstep() -> None:
+    half = {"p": 0.5}
+    augment = Augmentation(
+        [{"class_path": "HorizontalFlip", "init_args": half}, {"class_path": "ToGray", "init_args": half}], 48
+    )
+    fired = []
+    for i in range(300):
+        changed = augment(PICTURE, (i,))
+        gray = bool((changed[:, :, 0] == changed[:, :, 1]).all())
+        plain = augment_gray(PICTURE) if gray else PICTURE
+        fired.append((bool((changed != plain).any()), gray))
+    correlation = np.corrcoef(np.array(fired).T)[0, 1]
+    assert abs(correlation) < 0.2
+
+
+def augment_gray(picture: np.ndarray) -> np.ndarray:
+    return Augmentation([{"class_path": "albumentations.ToGray", "init_args": {"p": 1.0}}], 48)(picture, (0,))
+
+
+def test_nested_transforms_and_lists_as_in_yaml() -> None:
+    blur = {"class_path": "GaussianBlur", "init_args": {"blur_limit": [3, 5], "p": 1.0}}
+    augment = Augmentation(
+        [{"class_path": "OneOf", "init_args": {"transforms": [blur, {"class_path": "ToGray"}], "p": 1.0}}], 48
+    )
+    assert any((augment(PICTURE, (i,)) != PICTURE).any() for i in range(4))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("lite", r"'lite' \(did you mean 'light'\?\)"),
+        ([{"class_path": "HorizontalFlop"}], "did you mean 'HorizontalFlip'"),
+        ([{"class_path": "os.system", "init_args": {"command": "true"}}], "no transform 'os.system'"),
+        ([{"class_path": "CoarseDropout", "init_args": {"max_holes": 3}}], "takes no 'max_holes'"),
+        ([{"class_path": "HorizontalFlip", "init_args": {"p": 7}}], "HorizontalFlip does not take"),
+        ([{"class_path": "Normalize"}], "makes float32 images"),
+        ([{"class_path": "CenterCrop", "init_args": {"height": 20, "width": 20}}], r"shape \(20, 20, 3\)"),
+        ([{"flip": {}}], "must be a transform like"),
+    ],
+)
+def test_augmentation_that_cannot_work(spec: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Augmentation(spec, 48)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------- batches
+
+
+def _module(**options: object) -> UTKFaceDataModule:
+    settings: dict[str, object] = {"synthetic": 120, "image_size": 32, "batch_size": 16, "num_workers": 0}
+    module = UTKFaceDataModule(**(settings | options))  # type: ignore[arg-type]
+    module.prepare_data()
+    module.setup("fit")
+    return module
+
+
+def test_batches_carry_images_and_labels() -> None:
+    module = _module()
+    batch = next(iter(module.val_dataloader()))
+    samples = module.split["val"]
+    assert batch.images.dtype == torch.uint8 and batch.images.shape == (len(samples), 3, 32, 32)
+    assert batch.age.tolist() == [sample.age for sample in samples] and batch.age.dtype == torch.float32
+    assert batch.gender.tolist() == [sample.gender for sample in samples]
+    first = resize(read_rgb(samples[0].path), 32)
+    assert (batch.images[0].permute(1, 2, 0).numpy() == first).all()
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_batches_do_not_depend_on_the_number_of_workers(workers: int) -> None:
+    torch.manual_seed(0)
+    expected = [batch.images for batch in _module(augmentation="strong").train_dataloader()]
+    torch.manual_seed(0)
+    found = [batch.images for batch in _module(augmentation="strong", num_workers=workers).train_dataloader()]
+    assert len(found) == len(expected) == 6
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_workers_and_epochs_draw_different_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = _module(augmentation="strong", num_workers=2)
+    epoch = 0
+    monkeypatch.setattr(module, "_progress", lambda: (epoch, 0))
+    loader = module.train_dataloader()
+    seen: dict[int, list[torch.Tensor]] = {}
+    for epoch in range(3):  # noqa: B007 (read through the closure)
+        for batch in loader:
+            for place, image in zip(batch.place.tolist(), batch.images, strict=True):
+                seen.setdefault(place, []).append(image)
+    repeated = [images for images in seen.values() if len(images) == 3]
+    assert len(repeated) > 50
+    assert all(not torch.equal(images[0], images[1]) for images in repeated)
+    assert all(not torch.equal(images[1], images[2]) for images in repeated)
+
+
+def test_workers_do_not_share_their_draws() -> None:
+    """The same picture in all places: what two workers make of it must differ."""
+    images = np.broadcast_to(PICTURE, (64, 48, 48, 3))
+    sample = _module().split["train"][0]
+    dataset = FaceDataset([sample] * 64, images, list(range(64)), Augmentation("strong", 48), seed=0)
+    loader = torch.utils.data.DataLoader(
+        dataset, 16, sampler=[Draw(0, i, i) for i in range(64)], collate_fn=lambda batch: batch, num_workers=2
+    )
+    made = torch.cat([batch.images for batch in loader]).flatten(1)
+    assert len(torch.unique(made, dim=0)) == 64
+
+
+def test_a_pickled_dataset_opens_the_cache_itself() -> None:
+    module = _module()
+    dataset = module.val_dataloader().dataset
+    content = pickle.dumps(dataset)
+    assert len(content) < 100_000
+    copy = pickle.loads(content)
+    assert torch.equal(copy[Draw(0, 2, 2)].images, dataset[Draw(0, 2, 2)].images)
+
+
+def test_a_test_root_is_the_test_and_is_not_trained_on(cards: Path, tmp_path: Path) -> None:
+    names = sorted(card.name for card in cards.iterdir())
+    for name in names[:10]:
+        os.link(cards / name, tmp_path / f"9{name[name.index('_') :]}")
+    module = _module(synthetic=0, root=str(cards), test_root=str(tmp_path))
+    assert len(module.split["test"]) == 10
+    used = {sample.name for side in ("train", "val") for sample in module.split[side]}
+    assert len(used) >= 105 and not used & set(names[:10])
+
+
+def test_age_range_is_kept_on_all_sides() -> None:
+    module = _module(age_min=21, age_max=60)
+    ages = [sample.age for members in module.split.values() for sample in members]
+    assert ages and min(ages) >= 21 and max(ages) <= 60
+
+
+def test_samples_without_race_reach_the_batch(tmp_path: Path) -> None:
+    for i in range(40):
+        save_noise(tmp_path / f"{20 + i}_1_2017010900000{i:04}.jpg", i)
+    module = _module(synthetic=0, root=str(tmp_path))
+    batch = next(iter(module.train_dataloader()))
+    assert (batch.race == MISSING).all() and (batch.gender == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"age_min": 60, "age_max": 20}, "age_min 60"),
+        ({"age_max": 200}, "age_max 200"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"num_workers": -1}, "num_workers -1"),
+        ({"image_size": 8}, "image_size 8"),
+        ({"root": "x"}, "exclude each other"),
+    ],
+)
+def test_values_that_cannot_work(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        UTKFaceDataModule(**({"synthetic": 120} | options))  # type: ignore[arg-type]
+
+
+def test_no_images_at_all() -> None:
+    with pytest.raises(UserError, match=r"--data\.root FOLDER"):
+        UTKFaceDataModule().setup("fit")
+    with pytest.raises(UserError, match=r"no image of --data\.age_min 116"):
+        UTKFaceDataModule(synthetic=20, age_min=116).setup("fit")
+
+
+def test_importing_draws_no_random_numbers() -> None:
+    code = (
+        "import random, numpy, torch; random.seed(1); numpy.random.seed(1); torch.manual_seed(1)\n"
+        "before = random.getstate(), numpy.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()\n"
+        "import agr_lightning.trainer_cli\n"
+        "after = random.getstate(), numpy.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()\n"
+        "assert before == after"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

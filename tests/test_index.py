@@ -1,0 +1,189 @@
+import json
+import os
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from agr_lightning.audit import audit
+from agr_lightning.data.index import Index, build_index, shared_photos
+from agr_lightning.errors import UserError
+from tests.conftest import save_noise
+
+
+def _names(index: Index) -> list[str]:
+    return [sample.name for sample in index.samples]
+
+
+def test_every_file_is_a_sample_or_a_reject(tmp_path: Path) -> None:
+    save_noise(tmp_path / "20_0_1_1.jpg", 1)
+    save_noise(tmp_path / "deep" / "er" / "30_1_20170116174525125.jpg.chip.jpg", 2)
+    save_noise(tmp_path / "40_1_9_1.jpg", 3)
+    (tmp_path / "50_0_0_1.jpg").write_text("text")
+    (tmp_path / "60_0_0_1.jpg").touch()
+    (tmp_path / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / "70_0_0_1.jpg").write_bytes(save_noise(tmp_path / "80_0_0_1.jpg", 4).read_bytes()[:300])
+    index = build_index(str(tmp_path))
+    assert _names(index) == ["20_0_1_1.jpg", "30_1_20170116174525125.jpg.chip.jpg", "80_0_0_1.jpg"]
+    reasons = {reject.name: reject.reason for reject in index.rejects}
+    assert set(reasons) == {"40_1_9_1.jpg", "50_0_0_1.jpg", "60_0_0_1.jpg", "70_0_0_1.jpg", "Thumbs.db"}
+    assert reasons["50_0_0_1.jpg"] == "not an image" and reasons["60_0_0_1.jpg"] == "empty file"
+    assert "truncated" in reasons["70_0_0_1.jpg"] and "race '9'" in reasons["40_1_9_1.jpg"]
+    assert "3 images (1 without a race label), 5 files rejected" in index.summary()
+
+
+def test_same_name_in_two_folders(tmp_path: Path) -> None:
+    save_noise(tmp_path / "a" / "20_0_1_1.jpg", 1)
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    save_noise(tmp_path / "b" / "30_0_1_1.jpg", 2)
+    save_noise(tmp_path / "c" / "30_0_1_1.jpg", 3)
+    index = build_index(str(tmp_path))
+    assert _names(index) == ["20_0_1_1.jpg", "b/30_0_1_1.jpg", "c/30_0_1_1.jpg"]
+    assert [(r.name, r.reason) for r in index.rejects] == [("copy/20_0_1_1.jpg", "copy of a file of the same name")]
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    save_noise(tmp_path / "real" / "20_0_1_1.jpg", 1)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "loop").symlink_to(tmp_path / "root")
+    assert _names(build_index(str(tmp_path / "root"))) == ["20_0_1_1.jpg"]
+
+
+def test_finds_copies_of_a_photo(tmp_path: Path) -> None:
+    photo = Image.open(save_noise(tmp_path / "20_0_1_1.jpg", 7, size=200)).convert("RGB")
+    shutil.copy(tmp_path / "20_0_1_1.jpg", tmp_path / "25_0_1_2.jpg")
+    photo.save(tmp_path / "20_1_1_3.jpg", quality=40)
+    shifted = Image.fromarray(np.roll(np.asarray(photo), 2, axis=1))
+    shifted.save(tmp_path / "20_0_1_4.jpg", quality=90)
+    save_noise(tmp_path / "30_0_1_5.jpg", 1)
+    groups = build_index(str(tmp_path)).duplicate_groups()
+    assert [sorted(s.name for s in group) for group in groups] == [
+        ["20_0_1_1.jpg", "20_0_1_4.jpg", "20_1_1_3.jpg", "25_0_1_2.jpg"]
+    ]
+
+
+def test_cards_that_differ_are_no_copies(index: Index) -> None:
+    assert len(index.duplicate_groups()) <= 0.02 * len(index.samples)
+
+
+def test_finds_photos_shared_by_two_folders(tmp_path: Path) -> None:
+    for folder, seeds in (("a", (1, 2, 3)), ("b", (3, 4))):
+        for seed in seeds:
+            save_noise(tmp_path / folder / f"20_0_1_{folder}{seed}.jpg", seed)
+    a, b = build_index(str(tmp_path / "a")), build_index(str(tmp_path / "b"))
+    assert shared_photos(a, b) == {"20_0_1_a3.jpg"}
+
+
+def test_a_second_look_opens_only_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(3):
+        save_noise(tmp_path / f"2{seed}_0_1_1.jpg", seed)
+    build_index(str(tmp_path))
+    opened: list[str] = []
+    scan = __import__("agr_lightning.data.index", fromlist=["_scan_file"])._scan_file
+
+    def spy(path: Path, stamp: tuple[int, int]) -> object:
+        opened.append(path.name)
+        return scan(path, stamp)
+
+    monkeypatch.setattr("agr_lightning.data.index._scan_file", spy)
+    save_noise(tmp_path / "21_0_1_1.jpg", 9)
+    os.utime(tmp_path / "21_0_1_1.jpg", ns=(1, 1))
+    assert len(build_index(str(tmp_path)).samples) == 3
+    assert opened == ["21_0_1_1.jpg"]
+
+
+def test_a_damaged_store_is_made_anew(tmp_path: Path) -> None:
+    save_noise(tmp_path / "data" / "20_0_1_1.jpg")
+    cache = tmp_path / "cache"
+    build_index(str(tmp_path / "data"), str(cache))
+    (store,) = cache.glob("scan-*.npz")
+    store.write_bytes(store.read_bytes()[:50])
+    assert len(build_index(str(tmp_path / "data"), str(cache)).samples) == 1
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_an_archive_is_a_root(cards: Path, tmp_path: Path, kind: str) -> None:
+    archive = tmp_path / f"faces.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w") as file:
+            for card in cards.iterdir():
+                file.write(card, f"UTKFace/{card.name}")
+    else:
+        with tarfile.open(archive, "w:gz" if kind == "tar.gz" else "w") as file:
+            file.add(cards, "UTKFace")
+    index = build_index(str(archive), str(tmp_path / "cache"))
+    assert _names(index) == sorted(card.name for card in cards.iterdir())
+    assert build_index(str(archive), str(tmp_path / "cache")).samples == index.samples
+
+
+def test_a_damaged_archive_leaves_nothing(cards: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole.tar.gz"
+    with tarfile.open(whole, "w:gz") as file:
+        file.add(cards, "UTKFace")
+    for name, size in (("cut.tar.gz", 0.5), ("cut.zip", 0.0)):
+        (tmp_path / name).write_bytes(whole.read_bytes()[: int(size * whole.stat().st_size)] or b"PK\x03\x04no")
+        with pytest.raises(UserError, match=name):
+            build_index(str(tmp_path / name), str(tmp_path / "cache"))
+    assert not list((tmp_path / "cache").glob("*cut*"))
+
+
+def test_an_archive_cannot_write_outside(tmp_path: Path) -> None:
+    archive = tmp_path / "evil.tar"
+    photo = save_noise(tmp_path / "20_0_1_1.jpg")
+    with tarfile.open(archive, "w") as file:
+        file.add(photo, "../../20_0_1_evil.jpg")
+    with pytest.raises(UserError, match=r"evil\.tar"):
+        build_index(str(archive), str(tmp_path / "a" / "b" / "cache"))
+    assert not list(tmp_path.rglob("*_evil.jpg"))
+
+
+def test_roots_that_cannot_work(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        build_index(str(tmp_path / "gone"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no files"):
+        build_index(str(tmp_path / "empty"))
+    (tmp_path / "empty" / "IMG_1.jpg").touch()
+    with pytest.raises(UserError, match=r"no usable image.*IMG_1\.jpg"):
+        build_index(str(tmp_path / "empty"))
+    with pytest.raises(UserError, match="neither a folder nor"):
+        build_index(str(tmp_path / "empty" / "IMG_1.jpg"))
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"20_0_1_\xff.jpg")
+    save_noise(tmp_path / "plain.jpg")
+    (tmp_path / "plain.jpg").rename(tmp_path / name)
+    index = build_index(str(tmp_path))
+    assert _names(index) == [name] == _names(build_index(str(tmp_path)))
+
+
+def test_audit_tells_all(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    save_noise(data / "20_0_1_1.jpg", 1)
+    shutil.copy(data / "20_0_1_1.jpg", data / "29_1_1_2.jpg")
+    save_noise(data / "75_1_20170116174525125.jpg", 2)
+    (data / "notes.txt").write_text("x")
+    output = tmp_path / "audit.json"
+    report = audit(str(data), str(output))
+    found = json.loads(output.read_text())
+    assert found["images"] == 3
+    assert found["counts"]["race"] == {"white": 0, "black": 2, "asian": 0, "indian": 0, "others": 0, "unknown": 1}
+    assert found["counts"]["age_band"]["20-29"] == 2 and found["counts"]["gender"] == {"male": 1, "female": 2}
+    assert found["rejected"] == [{"file": "notes.txt", "reason": "name is not AGE_GENDER_RACE_DATETIME"}]
+    assert found["duplicate_groups"] == [{"files": ["20_0_1_1.jpg", "29_1_1_2.jpg"], "disagree_on": ["age", "gender"]}]
+    assert "age and gender: 20_0_1_1.jpg, 29_1_1_2.jpg" in report and "notes.txt" in report
+
+
+@pytest.mark.real_data
+def test_facts_of_real_utkface(utkface: Path) -> None:
+    index = build_index(str(utkface))
+    assert len(index.samples) == 18_974 and not index.rejects
+    assert sum(sample.race < 0 for sample in index.samples) == 3
+    groups = index.duplicate_groups()
+    assert len(groups) == 645 and sum(map(len, groups)) == 1349

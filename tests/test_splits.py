@@ -1,0 +1,221 @@
+import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agr_lightning.data.index import Index, Sample, build_index
+from agr_lightning.data.sampling import EvalSampler, TrainSampler, balancing_weights
+from agr_lightning.data.splits import SIDES, SplitOptions, make_split, read_split, write_split
+from agr_lightning.errors import UserError
+from agr_lightning.labels import age_band
+
+
+def _population(n: int, seed: int = 0, group_share: float = 0.1) -> list[Sample]:
+    """Samples with labels as uneven as UTKFace's, some of them copies of others."""
+    rng = random.Random(seed)
+    samples: list[Sample] = []
+    for i in range(n):
+        age = min(116, int(rng.expovariate(1 / 30)))
+        race = rng.choices(range(-1, 5), (0.01, 0.43, 0.19, 0.14, 0.17, 0.06))[0]
+        name = f"{age}_{i:06}.jpg"
+        group = rng.choice(samples).group if samples and rng.random() < group_share else name
+        samples.append(Sample(name, name, (0, 0), age, rng.randrange(2), race, group))
+    return samples
+
+
+POPULATION = _population(4000)
+
+TEST_SIDE_OF_60 = ["11_000053.jpg", "29_000057.jpg", "2_000013.jpg", "38_000009.jpg", "59_000058.jpg", "77_000019.jpg"]
+
+
+def test_every_sample_is_on_one_side_and_copies_stay_together() -> None:
+    split = make_split(POPULATION, SplitOptions())
+    side_of = {sample.name: side for side in SIDES for sample in split[side]}
+    assert len(side_of) == sum(map(len, split.values())) == len(POPULATION)
+    by_group: dict[str, set[str]] = {}
+    for sample in POPULATION:
+        by_group.setdefault(sample.group, set()).add(side_of[sample.name])
+    assert all(len(sides) == 1 for sides in by_group.values())
+
+
+def test_sides_have_their_size_and_the_same_shares() -> None:
+    split = make_split(POPULATION, SplitOptions(val_fraction=0.1, test_fraction=0.2))
+    assert abs(len(split["val"]) - 400) < 30 and abs(len(split["test"]) - 800) < 50
+    for attribute in ("gender", "race", "band"):
+        shares = []
+        for side in SIDES:
+            values = [age_band(s.age) if attribute == "band" else getattr(s, attribute) for s in split[side]]
+            counts = Counter(values)
+            shares.append({value: count / len(values) for value, count in counts.items()})
+        for value in shares[0]:
+            assert abs(shares[0][value] - shares[2].get(value, 0)) < 0.02, (attribute, value)
+            assert abs(shares[0][value] - shares[1].get(value, 0)) < 0.025, (attribute, value)
+
+
+def test_the_split_does_not_depend_on_the_listing_order() -> None:
+    shuffled = random.Random(1).sample(POPULATION, len(POPULATION))
+    assert make_split(POPULATION, SplitOptions()) == make_split(shuffled, SplitOptions())
+
+
+def test_the_split_is_the_same_on_every_machine() -> None:
+    split = make_split(_population(60), SplitOptions(val_fraction=0.1, test_fraction=0.1))
+    # Written down once: whoever changes this changes what everybody's figures were measured on.
+    assert [sample.name for sample in split["test"]] == TEST_SIDE_OF_60
+
+
+def test_another_seed_deals_another_split() -> None:
+    one, two = (set(make_split(POPULATION, SplitOptions(seed=seed))["test"]) for seed in (0, 1))
+    assert len(one & two) < 0.3 * len(one)
+
+
+@given(
+    st.integers(1, 120),
+    st.integers(0, 50),
+    st.floats(0, 0.49),
+    st.floats(0, 0.49),
+    st.none() | st.integers(1, 150),
+    st.none() | st.integers(1, 80),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_options_give_a_split_within_its_limits(
+    n: int, seed: int, val: float, test: float, most: int | None, per_gender: int | None
+) -> None:
+    samples = _population(n, seed)
+    split = make_split(samples, SplitOptions("random", seed, val, test, most, per_gender))
+    kept = [sample for side in SIDES for sample in split[side]]
+    assert len(kept) == len(set(kept)) and set(kept) <= set(samples)
+    if most is None and per_gender is None:
+        assert len(kept) == n
+    if most is not None:
+        assert len(kept) <= most
+    if per_gender is not None:
+        assert max(Counter(sample.gender for sample in kept).values()) <= per_gender
+    groups = {side: {sample.group for sample in split[side]} for side in SIDES}
+    assert not groups["train"] & groups["test"] and not groups["train"] & groups["val"]
+    assert not groups["val"] & groups["test"]
+
+
+def test_a_subset_keeps_the_shares_and_stays_on_its_sides() -> None:
+    whole = make_split(POPULATION, SplitOptions())
+    part = make_split(POPULATION, SplitOptions(max_samples=1000))
+    assert sum(map(len, part.values())) == 1000
+    for side in SIDES:
+        assert set(part[side]) <= set(whole[side])
+        assert abs(len(part[side]) / 1000 - len(whole[side]) / 4000) < 0.01
+    share = [sum(s.race == 0 for s in split["train"]) / len(split["train"]) for split in (whole, part)]
+    assert abs(share[0] - share[1]) < 0.02
+
+
+def test_at_most_so_many_of_each_gender() -> None:
+    split = make_split(POPULATION, SplitOptions(max_per_gender=300))
+    counts = Counter(sample.gender for side in SIDES for sample in split[side])
+    assert counts == {0: 300, 1: 300}
+
+
+def test_a_written_split_is_read_back(tmp_path: Path) -> None:
+    split = make_split(POPULATION, SplitOptions(max_samples=500))
+    write_split(split, tmp_path)
+    assert make_split(POPULATION, SplitOptions(split=str(tmp_path))) == split
+    # The limits it was made with change nothing.
+    assert make_split(POPULATION, SplitOptions(split=str(tmp_path), max_samples=500)) == split
+
+
+def test_lists_that_cannot_be_right(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    samples = [replace(sample, group=sample.name) for sample in POPULATION[:6]]
+    names = [sample.name for sample in samples]
+    (tmp_path / "train.txt").write_text("\n".join([*names[:3], "gone.jpg", ""]))
+    (tmp_path / "test.txt").write_text(f"{names[3]}\r\n{names[4]}\r\n")
+    split = read_split(tmp_path, samples)
+    assert [len(split[side]) for side in SIDES] == [3, 0, 2]
+    assert "1 of 4 names are not among the images, gone.jpg first" in caplog.text
+    (tmp_path / "val.txt").write_text(names[0])
+    with pytest.raises(UserError, match=r"in both train\.txt and val\.txt"):
+        read_split(tmp_path, samples)
+    (tmp_path / "val.txt").write_text("lost.jpg")
+    with pytest.raises(UserError, match=r"none of the 1 names in .*val\.txt.*lost\.jpg"):
+        read_split(tmp_path, samples)
+
+
+def test_lists_that_leak_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one = POPULATION[0]
+    copy = replace(one, name="copy.jpg", group=one.group)
+    (tmp_path / "train.txt").write_text(one.name)
+    (tmp_path / "test.txt").write_text(copy.name)
+    read_split(tmp_path, [one, copy])
+    assert "1 of the 1 test images show a photo that is in train too" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (SplitOptions(val_fraction=-0.1), "val_fraction -0.1"),
+        (SplitOptions(test_fraction=1.0), "test_fraction 1.0"),
+        (SplitOptions(val_fraction=0.5, test_fraction=0.5), "leave nothing to train on"),
+        (SplitOptions(max_samples=0), "max_samples 0"),
+        (SplitOptions(split="nowhere"), "data.split nowhere"),
+    ],
+)
+def test_options_that_can_give_no_split(options: SplitOptions, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        options.check()
+
+
+def test_training_order_depends_on_seed_and_epoch_alone() -> None:
+    epoch = 0
+
+    def order(seed: int = 0, rank: int = 0, ranks: int = 1) -> list[int]:
+        return [draw.place for draw in TrainSampler(50, seed, lambda: (epoch, 0), None, rank, ranks)]
+
+    first = order()
+    assert sorted(first) == list(range(50)) and order() == first and order(seed=1) != first
+    dealt = [order(rank=rank, ranks=4) for rank in range(4)]
+    assert {len(part) for part in dealt} == {13}
+    assert [place for row in zip(*dealt, strict=True) for place in row][:50] == first
+    epoch = 1
+    assert order() != first
+
+
+def test_a_killed_epoch_goes_on_where_it_stopped() -> None:
+    whole = list(TrainSampler(50, 0, lambda: (3, 0), None, 1, 2))
+    assert list(TrainSampler(50, 0, lambda: (3, 10), None, 1, 2)) == whole[10:]
+
+
+def test_balanced_draws_are_balanced_over_all_ranks() -> None:
+    classes = [0] * 900 + [1] * 90 + [2] * 10
+    weights = balancing_weights(classes)
+    counts: Counter[int] = Counter()
+    for rank in range(2):
+        counts.update(classes[draw.place] for draw in TrainSampler(1000, 0, lambda: (0, 0), weights, rank, 2))
+    assert sum(counts.values()) == 1000
+    assert all(abs(count - 333) < 60 for count in counts.values())
+
+
+def test_balancing_draws_the_unlabelled_as_often_as_before() -> None:
+    weights = np.array(balancing_weights([0] * 60 + [1] * 30 + [-1] * 10))
+    assert weights[-10:].sum() / weights.sum() == pytest.approx(0.1)
+    assert weights[:60].sum() == pytest.approx(weights[60:90].sum())
+
+
+@given(st.integers(0, 60), st.integers(1, 5))
+def test_evaluation_draws_every_sample_once_over_all_ranks(size: int, ranks: int) -> None:
+    samplers = [EvalSampler(size, rank, ranks) for rank in range(ranks)]
+    drawn = [draw.place for sampler in samplers for draw in sampler]
+    assert sorted(drawn) == list(range(size)) and sum(map(len, samplers)) == size
+
+
+def test_cards_are_split_without_leaks(index: Index) -> None:
+    split = make_split(index.samples, SplitOptions())
+    assert all(split.values())
+
+
+@pytest.mark.real_data
+def test_real_copies_are_never_on_two_sides(utkface: Path) -> None:
+    split = make_split(build_index(str(utkface)).samples, SplitOptions())
+    assert abs(len(split["test"]) - 1897) < 40
+    groups = [{sample.group for sample in split[side]} for side in SIDES]
+    assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]

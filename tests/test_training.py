@@ -1,0 +1,230 @@
+"""Training through the Trainer: it learns, repeats, resumes, and agrees over precisions and processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from agr_lightning.data.datamodule import UTKFaceDataModule
+from agr_lightning.module import AGRModule
+from tests.conftest import FAST
+
+ROOT = Path(__file__).parents[1]
+
+
+def _results(run: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((run / "results.json").read_text())
+    return found
+
+
+def test_a_network_learns_the_cards(trained: Path) -> None:
+    metrics = _results(trained)["metrics"]
+    assert isinstance(metrics, dict)
+    # Chance: 29 years, 50 % and 20 %.
+    assert metrics["age_mae"] < 12 and metrics["gender_acc"] > 0.8 and metrics["race_acc"] > 0.7
+
+
+def test_a_run_folder_is_complete(trained: Path) -> None:
+    found = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
+    assert {
+        *("config.yaml", "results.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"),
+        *("splits/train.txt", "splits/val.txt", "splits/test.txt"),
+        *("figures/confusion_gender.png", "figures/confusion_race.png", "figures/sample_faces.png"),
+        *("figures/age_predicted_vs_actual.png", "figures/age_error_by_age.png"),
+    } <= found
+    assert not [name for name in found if "partial" in name]
+    results = _results(trained)
+    assert {"metrics", "groups", "n", "checkpoint", "backbone", "parameters"} <= set(results)
+    assert results["n"] == len((trained / "splits" / "test.txt").read_text().splitlines())
+
+
+def test_tensorboard_has_every_curve_and_figure(trained: Path) -> None:
+    events = EventAccumulator(str(trained))
+    scalars: dict[str, list[float]] = {}
+    images: set[str] = set()
+    plugins: set[str] = set()
+    for file in trained.glob("events.*"):
+        events = EventAccumulator(str(file), {"images": 0, "scalars": 0})
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            scalars.setdefault(tag, []).extend(event.value for event in events.Scalars(tag))
+        images |= set(events.Tags()["images"])
+        plugins |= set(events.summary_metadata)
+    for stage in ("train", "val", "test"):
+        for name in ("loss", "loss_age", "loss_gender", "loss_race", "age_mae", "gender_acc", "race_acc"):
+            assert f"{stage}/{name}" in scalars, f"{stage}/{name}"
+    assert len(scalars["val/loss"]) == 8 and scalars["val/loss"][-1] < scalars["val/loss"][0]
+    rates = scalars["train/learning_rate"]
+    assert max(rates) > 5 * rates[0] and rates[-1] < 0.1 * max(rates)
+    assert {"test/confusion_gender", "test/confusion_race", "test/sample_faces"} <= images
+    assert "_hparams_/session_start_info" in plugins and "_hparams_/experiment" in plugins
+
+
+def test_a_reloaded_checkpoint_repeats_the_figures(trained: Path, here: Path, run) -> None:
+    code, _, _ = run("test", *FAST, "--data.image_size", "48", "--data.batch_size", "32", "--ckpt_path", str(trained))
+    assert code == 0
+    again = _results(here / "lightning_logs" / "version_0")
+    first = _results(trained)
+    assert again["metrics"] == first["metrics"] and again["groups"] == first["groups"]
+    assert again["test_set"] == first["test_set"] and again["age_interval"] == first["age_interval"]
+
+
+def test_validation_reproduces_what_was_logged(trained: Path, here: Path) -> None:
+    checkpoint = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    logged = next(state for name, state in checkpoint["callbacks"].items() if name.startswith("ModelCheckpoint"))
+    module = AGRModule.load_from_checkpoint(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    data = UTKFaceDataModule(**checkpoint["datamodule_hyper_parameters"])
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    (figures,) = trainer.validate(module, data, verbose=False)
+    assert figures["val/loss"] == pytest.approx(logged["best_model_score"].item(), abs=1e-6)
+
+
+def test_checkpoints_hold_plain_values_only(trained: Path) -> None:
+    for name in ("best", "last"):
+        torch.load(trained / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+# ---------------------------------------------------------------------- repeating and resuming
+
+
+class _Stop(lightning.Callback):
+    """Ends training after so many batches, as a kill would, the last checkpoint being that of the epoch before."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *args: object) -> None:
+        if trainer.global_step >= self.batches:
+            raise KeyboardInterrupt
+
+
+def _fit(
+    folder: Path, workers: int, resume: Path | None = None, stop: int | None = None, every: int = 0, **options: object
+) -> AGRModule:
+    lightning.seed_everything(1)
+    settings: dict[str, object] = {"synthetic": 120, "image_size": 32, "batch_size": 16, "augmentation": "strong"}
+    data = UTKFaceDataModule(num_workers=workers, **settings)  # type: ignore[arg-type]
+    module = AGRModule(**options)  # type: ignore[arg-type]
+    callbacks: list[lightning.Callback] = [ModelCheckpoint(folder, save_last=True, every_n_train_steps=every)]
+    if stop is not None:
+        callbacks.append(_Stop(stop))
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=4,
+        callbacks=callbacks,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    try:
+        trainer.fit(module, data, ckpt_path=None if resume is None else str(resume))
+    except (KeyboardInterrupt, SystemExit):
+        assert stop is not None
+    return module
+
+
+def _weights(module: AGRModule) -> torch.Tensor:
+    return torch.cat([value.flatten().double() for value in module.network.state_dict().values()]).nan_to_num()
+
+
+@pytest.mark.parametrize(("workers", "every"), [(0, None), (2, None), (0, 7), (2, 7)])
+def test_a_killed_run_resumes_as_if_never_killed(tmp_path: Path, workers: int, every: int | None) -> None:
+    whole = _weights(_fit(tmp_path / "whole", workers))
+    assert torch.equal(whole, _weights(_fit(tmp_path / "again", workers))), "one seed does not repeat"
+    # 6 batches an epoch: killed in the third, the last checkpoint being that of the second epoch or of batch 14.
+    _fit(tmp_path / "killed", workers, stop=15, every=every)
+    resumed = _fit(tmp_path / "resumed", workers, resume=tmp_path / "killed" / "last.ckpt")
+    assert torch.equal(whole, _weights(resumed))
+
+
+def test_starting_weights_are_loaded_for_training(tmp_path: Path) -> None:
+    source = AGRModule()
+    torch.save({f"network.{k}": v for k, v in source.network.state_dict().items()}, tmp_path / "x.pth")
+    torch.save(source.network.state_dict(), tmp_path / "net.pth")
+    module = _fit(tmp_path, 0, weights=str(tmp_path / "net.pth"), learning_rate=1e-12, weight_decay=0.0)
+    for ours, theirs in zip(module.network.parameters(), source.network.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+# ---------------------------------------------------------------------- precision, accumulation, processes
+
+
+def test_mixed_precision_and_accumulation_train(here: Path, run) -> None:
+    code, out, _ = run(
+        *("fit", *FAST, "--data.synthetic", "120", "--trainer.max_epochs", "2"),
+        *("--trainer.precision", "bf16-mixed", "--trainer.accumulate_grad_batches", "2"),
+    )
+    assert code == 0 and "precision bf16-mixed" in out
+    checkpoint = torch.load(here / "lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 6  # 2 epochs of 6 batches, two a step
+    assert checkpoint["state_dict"]["network.heads.age.weight"].dtype == torch.float32
+
+
+def test_ages_keep_their_fractions_under_mixed_precision(trained: Path) -> None:
+    module = AGRModule.load_from_checkpoint(trained / "checkpoints" / "best.ckpt").eval()
+    images = torch.randint(0, 256, (64, 3, 48, 48), dtype=torch.uint8)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        ages = module.network(images)["age"]
+    assert ages.dtype == torch.float32
+    assert not torch.equal(ages, ages.bfloat16().float())
+
+
+def _command(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "agr_lightning", *args], cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+
+
+def test_two_processes_measure_what_one_measures(trained: Path, here: Path) -> None:
+    """On 120 and on 119 test images: nothing is padded."""
+    for name in ("one", "two"):
+        (here / name).mkdir()
+    lists = here / "lists"
+    lists.mkdir()
+    names = (trained / "splits" / "test.txt").read_text().splitlines()
+    (lists / "test.txt").write_text("\n".join(names[:-1]))
+    options = ["test", "--ckpt_path", str(trained), "--data.split", str(lists), "--trainer.accelerator", "cpu"]
+    one = _command(here / "one", *options, "--trainer.devices", "1")
+    two = _command(here / "two", *options, *TWO)
+    assert one.returncode == two.returncode == 0, two.stderr
+    first, second = (_results(here / name / "lightning_logs" / "version_0") for name in ("one", "two"))
+    assert first["n"] == second["n"] == len(names) - 1
+    for kind in (float, int, str):
+        numbers = [{k: v for k, v in _flat(found).items() if type(v) is kind} for found in (first, second)]
+        assert numbers[1] == (pytest.approx(numbers[0], rel=1e-5) if kind is float else numbers[0])
+
+
+def _flat(value: object, prefix: str = "") -> dict[str, object]:
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}/{key}").items()}
+    if isinstance(value, list):
+        return {k: v for i, item in enumerate(value) for k, v in _flat(item, f"{prefix}/{i}").items()}
+    return {prefix: value}
+
+
+def test_two_processes_train_and_balance(here: Path) -> None:
+    done = _command(
+        here, "fit", *FAST, "--data.synthetic", "120", "--trainer.max_epochs", "1", "--data.balance", "race", *TWO
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Run folder") == 1
+    run = here / "lightning_logs" / "version_0"
+    assert _results(run)["n"] == len((run / "splits" / "test.txt").read_text().splitlines())
+
+
+def test_two_processes_fail_with_one_line(here: Path) -> None:
+    done = _command(here, "fit", *FAST, "--data.root", "nowhere", *TWO)
+    assert done.returncode == 1
+    assert done.stderr.strip().startswith("error: --data.root nowhere does not exist")
+    assert "Traceback" not in done.stderr and not list(here.iterdir())
