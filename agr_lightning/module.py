@@ -181,7 +181,8 @@ class AGRModule(lightning.LightningModule):
             weight_decay=self._weight_decay,
         )
         # Smith and Topin, "Super-Convergence", 2018: up for a quarter of the run, then down to almost nothing.
-        schedule = OneCycleLR(optimizer, self._learning_rate, total_steps=max(int(steps), 2), pct_start=0.25)
+        # OneCycleLR divides by zero where the way up is a single step.
+        schedule = OneCycleLR(optimizer, self._learning_rate, total_steps=max(int(steps), 5), pct_start=0.25)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _starts_afresh(self) -> bool:

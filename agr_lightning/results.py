@@ -130,9 +130,10 @@ def bootstrap_intervals(
         clusters: for each sample the name of its group.
 
     Returns:
-        By metric the bounds of its 95 % interval, or None when no value is known. The same for the same
-        input: the resamples are seeded. Source: Efron and Tibshirani, "An Introduction to the Bootstrap",
-        1993, chapters 8 and 13.
+        By metric the bounds of its 95 % interval, or None when no value is known; the same for the same
+        input, the resamples being seeded. A share of exactly 0 or 1, in which all resamples agree, gets
+        Wilson's score interval over the groups instead. Source: Efron and Tibshirani, "An Introduction to the
+        Bootstrap", 1993, chapters 8 and 13.
     """
     _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
     n = int(cluster.max()) + 1
@@ -151,9 +152,22 @@ def bootstrap_intervals(
     for i, name in enumerate(values):
         found = np.concatenate(means)[:, i]
         found = found[~np.isnan(found)]
-        low, high = np.quantile(found, [tail, 1 - tail]).tolist() if len(found) else (0.0, 0.0)
-        intervals[name] = (low, high) if len(found) else None
+        if not len(found):
+            intervals[name] = None
+        elif found.min() == found.max() and found[0] in (0, 1):
+            intervals[name] = _wilson(float(found[0]), int((counts[:, i] > 0).sum()))
+        else:
+            low, high = np.quantile(found, [tail, 1 - tail]).tolist()
+            intervals[name] = (low, high)
     return intervals
+
+
+def _wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a share (Wilson, JASA 1927)."""
+    z = 1.959964
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def _groups(table: Table, values: dict[str, NDArray[np.float64]]) -> list[dict[str, Json]]:

@@ -1,6 +1,7 @@
 """LightningCLI for fit, validate, test and predict."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -144,11 +145,13 @@ class AGRCommandLine(LightningCLI):
         if folder is None or not self.trainer.is_global_zero:
             return
         _log.info(f"Run folder   {_short(folder)}")
-        _log.info(f"Curves       tensorboard --logdir {_short(Path(folder).parent)}")
+        # As it has to be typed: what `uv run` started is not on the path without it.
+        prefix = "uv run " if "UV_RUN_RECURSION_DEPTH" in os.environ else ""
+        _log.info(f"Curves       {prefix}tensorboard --logdir {_short(Path(folder).parent)}")
         if checkpoint:
             _log.info(f"Checkpoint   {_short(checkpoint)}")
             _log.info(
-                f"Next         python -m agr_lightning predict --ckpt_path {_short(checkpoint)} "
+                f"Next         {prefix}python -m agr_lightning predict --ckpt_path {_short(checkpoint)} "
                 "--data.predict_path FOLDER"
             )
 

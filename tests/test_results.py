@@ -98,6 +98,11 @@ def test_copies_of_a_photo_count_as_one_observation() -> None:
     assert (together[1] - together[0]) == pytest.approx(2 * (apart[1] - apart[0]), rel=0.15)
 
 
+def test_a_perfect_score_has_an_interval_too() -> None:
+    interval = bootstrap_intervals({"x": np.ones(150)}, [str(i) for i in range(150)])["x"]
+    assert interval and interval[1] == 1 and interval[0] == pytest.approx(0.975, abs=0.001)
+
+
 def test_the_margin_covers_new_errors() -> None:
     rng = np.random.default_rng(0)
     shares = []

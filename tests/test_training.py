@@ -144,6 +144,15 @@ def test_a_killed_run_resumes_as_if_never_killed(tmp_path: Path, workers: int, e
     assert torch.equal(whole, _weights(resumed))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 6])
+def test_the_shortest_runs_have_a_schedule(here: Path, run, steps: int) -> None:
+    options = ("--data.synthetic", "120", "--trainer.max_steps", str(steps), "--test_after_fit", "false")
+    code, _, err = run("fit", *FAST, *options)
+    assert code == 0, err
+    checkpoint = torch.load(here / "lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == steps
+
+
 def test_starting_weights_are_loaded_for_training(tmp_path: Path) -> None:
     source = AGRModule()
     torch.save({f"network.{k}": v for k, v in source.network.state_dict().items()}, tmp_path / "x.pth")
