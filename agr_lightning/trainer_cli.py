@@ -2,8 +2,6 @@
 
 import logging
 import os
-import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
-from tqdm import tqdm
 
 from agr_lightning.callbacks.predictions import PredictionWriter
 from agr_lightning.callbacks.splits import SPLITS_FOLDER, SplitWriter
@@ -34,8 +30,9 @@ from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.errors import UserError
 from agr_lightning.module import NO_END, AGRModule
 from agr_lightning.parser import AGRArgumentParser
+from agr_lightning.terminal import speaking
 
-_log = logging.getLogger("agr_lightning")
+_log = logging.getLogger(__name__)
 
 DEFAULT_EPOCHS = 20
 
@@ -179,33 +176,36 @@ def run(command: str, options: Sequence[str]) -> None:
         UserError: for what the user can cure.
         SystemExit: after --help and --print_config, and with code 2 for options that cannot be understood.
     """
-    terminal = _quiet()
-    cli = type("AGRCommandLine", (AGRCommandLine,), {"command": command})
-    try:
-        cli(
-            AGRModule,
-            UTKFaceDataModule,
-            args=[command, *options],
-            parser_class=AGRArgumentParser,
-            parser_kwargs={"prog": "python -m agr_lightning"},
-            save_config_callback=RunConfig,
-            seed_everything_default=42,
-            # Keeps hyperparameters as the constructors get them: plain values.
-            load_from_checkpoint_support=False,
-            trainer_defaults={
-                "max_epochs": DEFAULT_EPOCHS,
-                "log_every_n_steps": 10,
-                "callbacks": _callbacks(command),
-                # The data module deals samples to devices itself, without counting any twice.
-                "use_distributed_sampler": False,
-            },
-        )
-    except MisconfigurationException as error:
-        raise UserError(_first_line(error)) from None
-    except torch.OutOfMemoryError:
-        raise UserError("the device is out of memory: use a smaller --data.batch_size or --data.image_size.") from None
-    finally:
-        _log.removeHandler(terminal)
+    with speaking():
+        cli = type("AGRCommandLine", (AGRCommandLine,), {"command": command})
+        try:
+            cli(
+                AGRModule,
+                UTKFaceDataModule,
+                args=[command, *options],
+                parser_class=AGRArgumentParser,
+                parser_kwargs={"prog": "python -m agr_lightning"},
+                save_config_callback=RunConfig,
+                seed_everything_default=42,
+                # Keeps hyperparameters as the constructors get them: plain values.
+                load_from_checkpoint_support=False,
+                trainer_defaults={
+                    "max_epochs": DEFAULT_EPOCHS,
+                    "log_every_n_steps": 10,
+                    "callbacks": _callbacks(command),
+                    # The data module deals samples to devices itself, without counting any twice.
+                    "use_distributed_sampler": False,
+                },
+            )
+            if torch.distributed.is_initialized():
+                # Left to the interpreter's end, its threads may abort the process.
+                torch.distributed.destroy_process_group()
+        except MisconfigurationException as error:
+            raise UserError(_first_line(error)) from None
+        except torch.OutOfMemoryError:
+            raise UserError(
+                "the device is out of memory: use a smaller --data.batch_size or --data.image_size."
+            ) from None
 
 
 def _callbacks(command: str) -> list[Callback]:
@@ -261,41 +261,6 @@ def _short(path: str | Path) -> str:
     whole = Path(path).resolve()
     here = Path.cwd().resolve()
     return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
-
-
-class _Terminal(logging.Handler):
-    """Prints what the project says on the first process, without tearing progress bars apart."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if getattr(rank_zero_only, "rank", 0) == 0:
-            prefix = "warning: " if record.levelno >= logging.WARNING else ""
-            tqdm.write(prefix + record.getMessage(), file=sys.stdout)
-
-
-def _quiet() -> logging.Handler:
-    """Lets the project speak, and silences what Lightning says of itself on every run."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        r".*isinstance\(treespec, LeafSpec\).*",
-        r".*args parameter is intended to run from within Python.*",
-        r".*does not have many workers.*",
-        r".*it is recommended to use `Trainer\(devices=1.*",
-        r".*callbacks used to create the checkpoint need to be provided.*",
-        r".*Grad strides do not match bucket view strides.*",
-        r".*resuming from a checkpoint that ended before the epoch ended.*",
-        r".*will be overridden by.*configure_optimizers.*",
-        r".*Checkpoint directory .* exists and is not empty.*",
-        r".*The number of training batches .* is smaller than the logging interval.*",
-        r".*Detected call of `lr_scheduler.step\(\)` before.*",
-    ):
-        warnings.filterwarnings("ignore", message)
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"jsonargparse.*|lightning.*")
-    terminal = _Terminal()
-    _log.addHandler(terminal)
-    _log.setLevel(logging.INFO)
-    _log.propagate = False
-    return terminal
 
 
 def _first_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ STOREYS = [
     ("metrics", "results", "figures", "checkpoints", "audit"),
     ("module",),
     ("callbacks",),
-    ("parser", "trainer_cli"),
+    ("parser", "terminal", "trainer_cli"),
     ("cli",),
     ("__main__",),
 ]
