@@ -108,6 +108,8 @@ class AGRCommandLine(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         # Before there are other processes, which would be left waiting if this fails.
         self.datamodule.setup(self.command)
+        if self.command == "fit" and self.config.fit.test_after_fit:
+            self.datamodule.setup("test")
         options = self.config[self.command].trainer
         if self.command == "fit":
             if options.max_epochs == options.max_steps == -1:

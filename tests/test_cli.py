@@ -76,6 +76,7 @@ MISTAKES = [
     (("fit", "--model.dropout", "1"), "--model.dropout 1.0 must be at least 0 and below 1"),
     (("fit", "--data.val_fraction", "0.6", "--data.test_fraction", "0.5"), "leave nothing to train on"),
     (("fit", "--data.synthetic", "120", "--data.val_fraction", "0"), "the split leaves no images for val"),
+    (("fit", "--data.synthetic", "120", "--data.test_fraction", "0"), "the split leaves no images for test"),
     (("fit", "--data.synthetic", "120", "--data.max_samples", "1"), "the split leaves no images for"),
     (
         ("fit", "--data.synthetic", "120", "--data.split", "nowhere"),

@@ -104,6 +104,12 @@ def test_resize_squeezes_into_a_square() -> None:
     assert (square[:9] == 200).all() and (square[11:] == 0).all()
 
 
+def test_resize_averages_when_it_shrinks() -> None:
+    dots = np.zeros((60, 60, 3), np.uint8)
+    dots[1::3, 1::3] = 255
+    assert np.abs(resize(dots, 20).astype(int) - 255 / 9).max() < 1
+
+
 # ---------------------------------------------------------------------- transforms
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
