@@ -1,11 +1,16 @@
 """Which checkpoint the user means, and what it says of itself."""
 
+import contextlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from agr_lightning.errors import UserError
-from agr_lightning.files import Json
+from agr_lightning.files import Json, atomic_write
 from agr_lightning.models.weights import NETWORK_PREFIX, read_torch_file
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -41,14 +46,14 @@ def find_checkpoint(named: str, root: Path) -> Path:
     """
     if named in (BEST, LAST):
         runs = (root / RUNS_FOLDER).glob(f"version_*/{CHECKPOINTS_FOLDER}/{named}.ckpt")
-        numbered = {run.parts[-3].removeprefix("version_"): run for run in runs}
-        numbers = [int(number) for number in numbered if number.isdigit()]
-        if not numbers:
+        names = {run: run.parts[-3].removeprefix("version_") for run in runs}
+        numbered = {int(number): run for run, number in names.items() if number.isdecimal()}
+        if not numbered:
             raise UserError(
                 f"--ckpt_path {named}: no run under {root / RUNS_FOLDER} has a {named}.ckpt. "
                 "Train one with `fit`, or name a file or run folder."
             )
-        return numbered[str(max(numbers))]
+        return numbered[max(numbered)]
     path = Path(named).expanduser()
     if path.is_dir():
         best = path / CHECKPOINTS_FOLDER / f"{BEST}.ckpt"
@@ -76,6 +81,47 @@ def read_facts(path: Path) -> CheckpointFacts:
         raise UserError(f"--ckpt_path {path} holds no network.")
     data = content.get("datamodule_hyper_parameters", {})
     return CheckpointFacts(path, cast(dict[str, Json], model), cast(dict[str, Json], data))
+
+
+def run_number(checkpoint: Path, root: Path) -> int | None:
+    """N, when a checkpoint lies in the run folder ``version_N`` under ``root``; None when elsewhere."""
+    run = checkpoint.resolve().parent.parent
+    number = run.name.removeprefix("version_")
+    return int(number) if run.parent == (root / RUNS_FOLDER).resolve() and number.isdecimal() else None
+
+
+def reserve_run(root: Path) -> int:
+    """Makes the folder of the next run, which no other process then takes, and returns its number.
+
+    Raises:
+        UserError: when it cannot be made.
+    """
+    runs = root / RUNS_FOLDER
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        taken = [run.name.removeprefix("version_") for run in runs.glob("version_*")]
+        number = max((int(name) + 1 for name in taken if name.isdecimal()), default=0)
+        while True:
+            with contextlib.suppress(FileExistsError):
+                (runs / f"version_{number}").mkdir()
+                return number
+            number += 1
+    except OSError as error:
+        raise UserError(
+            f"no run folder can be made in {runs} ({error.strerror}); choose a place with --trainer.default_root_dir."
+        ) from None
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints whole or not at all: a full disk leaves the one before."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Writes a checkpoint under its name when all of it is on the disk."""
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(Path(path)) as file:
+            file.write(content.getbuffer())
 
 
 def splits_of(checkpoint: Path, folder: str) -> Path | None:

@@ -5,6 +5,7 @@ Nothing heavy is imported before the command is known.
 
 import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,8 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 for an error while running; 2 for a command line that cannot be understood.
     """
     args = list(sys.argv[1:] if args is None else args)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     if not args or args[0] in ("-h", "--help"):
         print(_HELP, end="")
         return 0 if args else 2
@@ -65,9 +68,15 @@ def main(args: Sequence[str] | None = None) -> int:
     except UserError as error:
         # A loader worker's error arrives with the worker's traceback in front of it.
         return _fail(str(error).rpartition("UserError: ")[2].strip())
+    except BrokenPipeError:
+        # Whoever read the output has gone; nothing is left to tell them.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+            if error.filename is None:
+                raise
+            return _fail(f"{error.filename}: {error.strerror}.")
         where = f" at {error.filename}" if error.filename else ""
         return _fail(
             f"the disk is full{where}: free some space, or write elsewhere with --trainer.default_root_dir "
@@ -75,10 +84,6 @@ def main(args: Sequence[str] | None = None) -> int:
         )
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except BrokenPipeError:
-        # Whoever read the output has gone; nothing is left to tell them.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def _run(command: str, options: list[str]) -> int:

@@ -31,6 +31,20 @@ def cache_folder(cache_dir: str | None) -> Path:
     return folder
 
 
+def walk_files(folder: Path) -> Iterator[str]:
+    """Paths below ``folder`` of all files in it, through links too, each real folder once."""
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        status = Path(parent).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort()
+        for file in files:
+            yield Path(parent, file).relative_to(folder).as_posix()
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears under its name only when the block ends without an error."""
@@ -42,6 +56,9 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         # mkstemp makes private files; these are for everyone the folder is for.
         partial.chmod(0o666 & ~_umask())
         partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

@@ -71,16 +71,14 @@ def parse_name(name: str) -> Label:
     Raises:
         LabelError: when age or gender cannot be read, or a value is outside its range.
     """
-    if "\n" in name or "\r" in name:
-        raise LabelError("line break in the file name")
     fields = name.split("_")
-    if len(fields) < 3 or not re.fullmatch(r"[0-9]+", fields[0]):
+    if len(fields) < 3 or not re.fullmatch(r"[0-9]{1,3}", fields[0]):
         raise LabelError("name is not AGE_GENDER_RACE_DATETIME")
-    age, gender = int(fields[0][:6]), fields[1]
+    age, gender = int(fields[0]), fields[1]
     # Three fields: the race is left out, unless the third is a lone digit before the extension.
     race = fields[2] if len(fields) > 3 else _lone_digit(fields[2])
     if not AGE_MIN <= age <= AGE_MAX:
-        raise LabelError(f"age {fields[0][:6]} is not {AGE_MIN} to {AGE_MAX}")
+        raise LabelError(f"age {age} is not {AGE_MIN} to {AGE_MAX}")
     if not re.fullmatch(r"[01]", gender):
         raise LabelError(f"gender '{gender[:12]}' is not 0 or 1")
     if not re.fullmatch(r"[0-4]?", race):

@@ -23,17 +23,45 @@ class MaskedAccuracy(MulticlassAccuracy):
         return super().compute() if counted > 0 else torch.full_like(counted, torch.nan, dtype=torch.float32)
 
 
+class JointLossMetric(Metric):
+    """The weighted sum of the tasks' mean losses, each over the samples that have its label.
+
+    Not the mean of the batches' joint losses, which would depend on how the labels fall into batches.
+    """
+
+    full_state_update = False
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self, weights: list[float]) -> None:
+        super().__init__()
+        self._weights = weights
+        self.add_state("sums", torch.zeros(len(weights)), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(len(weights)), dist_reduce_fx="sum")
+
+    def update(self, losses: Tensor, counts: Tensor) -> None:
+        """Adds a batch: the tasks' mean losses and how many samples they are means of."""
+        self.sums += losses * counts
+        self.counts += counts
+
+    def compute(self) -> Tensor:
+        """A scalar; a task without any label adds nothing."""
+        weights = torch.tensor(self._weights, device=self.sums.device)
+        return (weights * self.sums / self.counts.clamp(min=1)).sum()
+
+
 class StageMetrics(nn.Module):
     """Losses and scores of one stage: ``loss``, ``loss_TASK``, ``age_mae`` (years), ``gender_acc``, ``race_acc``.
 
     Args:
         tasks: which tasks the network has.
+        weights: of the tasks in the joint loss.
     """
 
-    def __init__(self, tasks: tuple[Task, ...]) -> None:
+    def __init__(self, tasks: tuple[Task, ...], weights: dict[Task, float]) -> None:
         super().__init__()
         self.tasks = tasks
-        self.loss = MeanMetric()
+        self.loss = JointLossMetric([weights[task] for task in tasks])
         self.losses = nn.ModuleDict({task: MeanMetric() for task in tasks})
         scores: dict[Task, tuple[str, Metric]] = {
             "age": ("age_mae", MeanAbsoluteError()),
@@ -42,17 +70,19 @@ class StageMetrics(nn.Module):
         }
         self.scores = nn.ModuleDict({scores[task][0]: scores[task][1] for task in tasks})
 
-    def update(
-        self, outputs: dict[Task, Tensor], labels: dict[Task, Tensor], losses: dict[Task, Tensor], total: Tensor
-    ) -> None:
+    def update(self, outputs: dict[Task, Tensor], labels: dict[Task, Tensor], losses: dict[Task, Tensor]) -> None:
         """Adds a batch; each loss counts once for each sample that has its label."""
-        self.loss.update(total.detach(), len(labels["gender"]))
+        counts = {task: (labels[task] != MISSING).sum().float() for task in self.tasks}
+        self.loss.update(
+            torch.stack([losses[task].detach() for task in self.tasks]),
+            torch.stack([counts[task] for task in self.tasks]),
+        )
         for task, score in zip(self.tasks, self.scores.values(), strict=True):
             assert isinstance(score, Metric)
             score.update(outputs[task].detach(), labels[task])
             mean = self.losses[task]
             assert isinstance(mean, MeanMetric)
-            mean.update(losses[task].detach(), (labels[task] != MISSING).sum().float())
+            mean.update(losses[task].detach(), counts[task])
 
     def named(self) -> Iterator[tuple[str, Metric]]:
         """Each metric with the name under which it is logged."""

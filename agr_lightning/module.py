@@ -66,8 +66,8 @@ class AGRModule(lightning.LightningModule):
         if isinstance(loss_weights, dict):  # as a checkpoint stores them
             loss_weights = LossWeights(**loss_weights)
         # Plain values only, so that a checkpoint loads without running code.
-        self.save_hyperparameters()
-        self.hparams["loss_weights"] = asdict(loss_weights)
+        self.save_hyperparameters(ignore=["loss_weights"])
+        self.save_hyperparameters({"loss_weights": asdict(loss_weights)})
         _check_numbers(learning_rate, weight_decay, dropout)
         if pretrained and weights is not None:
             raise UserError(f"--model.pretrained true and --model.weights {weights} exclude each other.")
@@ -77,7 +77,7 @@ class AGRModule(lightning.LightningModule):
         self.network = AGRNetwork(backbone, self.tasks, dropout)
         self.loss = JointLoss(age_loss, loss_weights)
         self.metrics = nn.ModuleDict(
-            {f"{stage}_metrics": StageMetrics(self.tasks) for stage in ("train", "val", "test")}
+            {f"{stage}_metrics": StageMetrics(self.tasks, self.loss.weights) for stage in ("train", "val", "test")}
         )
         self.table = PredictionTable()
         self._seed = 0
@@ -108,7 +108,7 @@ class AGRModule(lightning.LightningModule):
         total: Tensor = self.loss.total(losses)
         metrics = self.metrics[f"{stage}_metrics"]
         assert isinstance(metrics, StageMetrics)
-        metrics.update(outputs, labels, losses, total)
+        metrics.update(outputs, labels, losses)
         for name, metric in metrics.named():
             shown = name in _PROGRESS and stage != "test"
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=shown, batch_size=len(batch.age))
@@ -150,10 +150,19 @@ class AGRModule(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.checkpoint_epoch = int(checkpoint["epoch"])
+        schedules = checkpoint.get("lr_schedulers")
+        trainer = self._trainer  # there is none under load_from_checkpoint
+        if trainer is not None and trainer.state.fn == "fit" and schedules:
+            then, now = schedules[0]["total_steps"], self._total_steps()
+            if then != now:
+                raise UserError(
+                    f"the checkpoint is of a run of {then:,} steps, this one has {now:,}: go on with the run's own "
+                    "--config RUN/config.yaml, or start a new run from its weights with --model.weights FILE."
+                )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Dropout then depends on the step alone, so that a resumed run goes on as if never interrupted.
-        torch.manual_seed(self._seed + self.global_step)
+        # Dropout then depends on the batch alone, so that a resumed run goes on as if never interrupted.
+        torch.manual_seed(self._seed + self.trainer.fit_loop.total_batch_idx)
 
     def on_validation_epoch_start(self) -> None:
         self.table.reset()
@@ -162,16 +171,17 @@ class AGRModule(lightning.LightningModule):
         self.table.reset()
 
     def on_validation_epoch_end(self) -> None:
+        table = self.table.compute()
+        self._check_finite(table)
         if "age" in self.tasks and not self.trainer.sanity_checking:
-            table = self.table.compute()
             margin = interval_margin((table[:, 4] - table[:, 1]).abs().cpu().numpy())
             self.network.age_margin.fill_(margin)
 
+    def on_test_epoch_end(self) -> None:
+        self._check_finite(self.table.compute())
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW without decay on biases and normalisation, and a one-cycle schedule over the whole run."""
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise UserError(NO_END)
         matrices = [p for p in self.parameters() if p.ndim > 1]
         vectors = [p for p in self.parameters() if p.ndim <= 1]
         groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
@@ -181,9 +191,24 @@ class AGRModule(lightning.LightningModule):
             weight_decay=self._weight_decay,
         )
         # Smith and Topin, "Super-Convergence", 2018: up for a quarter of the run, then down to almost nothing.
-        # OneCycleLR divides by zero where the way up is a single step.
-        schedule = OneCycleLR(optimizer, self._learning_rate, total_steps=max(int(steps), 5), pct_start=0.25)
+        schedule = OneCycleLR(optimizer, self._learning_rate, total_steps=self._total_steps(), pct_start=0.25)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _check_finite(self, table: Tensor) -> None:
+        columns = {"age": 4, "gender": 5, "race": 7}
+        for task in self.tasks:
+            if not torch.isfinite(table[:, columns[task]]).all():
+                raise UserError(
+                    f"the network's {task} outputs are no numbers any more: training has diverged. "
+                    "Start again with a lower --model.learning_rate."
+                )
+
+    def _total_steps(self) -> int:
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise UserError(NO_END)
+        # OneCycleLR divides by zero where the way up is a single step.
+        return max(int(steps), 5)
 
     def _starts_afresh(self) -> bool:
         return self.trainer.ckpt_path is None and self.trainer.state.fn == "fit"

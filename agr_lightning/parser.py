@@ -1,4 +1,4 @@
-"""The option parser: jsonargparse's, with errors in one or two lines."""
+"""The option parser: jsonargparse's, with help and errors worded for users."""
 
 import re
 import sys
@@ -15,6 +15,26 @@ _TYPE = re.compile(r"<class '(?P<name>[\w.]+)'>")
 _UNKNOWN = re.compile(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<name>[\w.-]+)'")
 
 _UNKNOWN_TOP = re.compile(r"(?:does not accept option|[Kk]ey|[Oo]ption) '(?P<name>[\w.-]+)'(?! is required)")
+
+# What --help says of each command, and of options that Lightning words for programmers.
+DESCRIPTIONS = {
+    "fit": "Trains a network, keeps the best weights by val/loss and the last ones, and tests the best. Options of a "
+    "YAML file given with --config are overridden by later files, and all files by options given here.",
+    "validate": "Measures a checkpoint on the validation images of its own run, or of those that the options name.",
+    "test": "Measures a checkpoint on the test images of its own run, or of those that the options name: results.json "
+    "with 95 % intervals and groups, and figures. The figures do not depend on the number of devices.",
+    "predict": "Predicts for a photo, or each photo of a folder or glob, taken as face crops like UTKFace's: "
+    "predictions.csv, with a row for every input.",
+}
+
+OPTION_HELP = {
+    "ckpt_path": "checkpoint to load: a file, a run folder (for its best), or 'best' or 'last' of the newest run in "
+    "lightning_logs. fit goes on training from it, in its own folder. Its model and data options become the defaults.",
+    "weights_only": "kept for Lightning: a checkpoint that holds more than weights and plain values is refused anyway.",
+    "verbose": "print Lightning's own table of figures as well.",
+    "return_predictions": "kept for Lightning; predictions go to predictions.csv.",
+    "seed_everything": "seed of training: weights, order, augmentation and dropout (the split has --data.seed).",
+}
 
 
 class AGRArgumentParser(LightningArgumentParser):
@@ -51,6 +71,8 @@ def explain(message: str, options: list[str]) -> str:
         return _no_option(f"--{top['name']}", options)
     if "Problems parsing config" in message:
         return f"--config: not valid YAML: {_one_line(message.split(':', 1)[-1])}"
+    if "Unexpected config" in message:
+        return "--config: the file holds no options; it should be YAML like 'data: {root: FOLDER}'."
     found = _KEY.search(message)
     if found and "config" in found["key"].split("."):
         return f"--config: {_one_line(found['rest'])}"

@@ -130,10 +130,10 @@ def bootstrap_intervals(
         clusters: for each sample the name of its group.
 
     Returns:
-        By metric the bounds of its 95 % interval, or None when no value is known; the same for the same
-        input, the resamples being seeded. A share of exactly 0 or 1, in which all resamples agree, gets
-        Wilson's score interval over the groups instead. Source: Efron and Tibshirani, "An Introduction to the
-        Bootstrap", 1993, chapters 8 and 13.
+        By metric the bounds of its 95 % interval, or None for fewer than two groups with a known value; the same
+        for the same input, the resamples being seeded. A share of exactly 0 or 1, in which all resamples agree,
+        gets Wilson's score interval over the groups instead. Source: Efron and Tibshirani, "An Introduction to
+        the Bootstrap", 1993, chapters 8 and 13.
     """
     _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
     n = int(cluster.max()) + 1
@@ -152,7 +152,7 @@ def bootstrap_intervals(
     for i, name in enumerate(values):
         found = np.concatenate(means)[:, i]
         found = found[~np.isnan(found)]
-        if not len(found):
+        if not len(found) or (counts[:, i] > 0).sum() < 2:
             intervals[name] = None
         elif found.min() == found.max() and found[0] in (0, 1):
             intervals[name] = _wilson(float(found[0]), int((counts[:, i] > 0).sum()))

@@ -20,7 +20,6 @@ _SMALL_TALK = (
     r".*callbacks used to create the checkpoint need to be provided.*",
     r".*Grad strides do not match bucket view strides.*",
     r".*resuming from a checkpoint that ended before the epoch ended.*",
-    r".*will be overridden by.*configure_optimizers.*",
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*The number of training batches .* is smaller than the logging interval.*",
     r".*Detected call of `lr_scheduler.step\(\)` before.*",
@@ -50,6 +49,10 @@ def speaking() -> Iterator[None]:
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"jsonargparse.*|lightning.*")
         try:
             yield
+        except BaseException:
+            for bar in list(tqdm._instances):
+                bar.close()  # so that what went wrong begins a line of its own
+            raise
         finally:
             _LOG.removeHandler(terminal)
             _LOG.setLevel(level)

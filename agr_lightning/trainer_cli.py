@@ -1,5 +1,6 @@
 """LightningCLI for fit, validate, test and predict."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.utilities import rank_zero_only
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -15,45 +17,33 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from agr_lightning.callbacks.predictions import PredictionWriter
+from agr_lightning.callbacks.run_folder import run_folder
 from agr_lightning.callbacks.splits import SPLITS_FOLDER, SplitWriter
 from agr_lightning.callbacks.test_report import TestReport
 from agr_lightning.checkpoints import (
     BEST,
     LAST,
     RUNS_FOLDER,
+    AtomicCheckpointIO,
     CheckpointFacts,
     find_checkpoint,
     read_facts,
+    reserve_run,
+    run_number,
     splits_of,
 )
 from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.errors import UserError
 from agr_lightning.module import NO_END, AGRModule
-from agr_lightning.parser import AGRArgumentParser
+from agr_lightning.parser import DESCRIPTIONS, OPTION_HELP, AGRArgumentParser
 from agr_lightning.terminal import speaking
 
 _log = logging.getLogger(__name__)
 
 DEFAULT_EPOCHS = 20
 
-_DESCRIPTIONS = {
-    "fit": "Trains a network, keeps the best weights by val/loss and the last ones, and tests the best. Options of a "
-    "YAML file given with --config are overridden by later files, and all files by options given here.",
-    "validate": "Measures a checkpoint on the validation images of its own run, or of those that the options name.",
-    "test": "Measures a checkpoint on the test images of its own run, or of those that the options name: results.json "
-    "with 95 % intervals and groups, and figures. For figures to publish use one device.",
-    "predict": "Predicts for a photo, or each photo of a folder or glob, taken as face crops like UTKFace's: "
-    "predictions.csv, with a row for every input.",
-}
-
-_OPTION_HELP = {
-    "ckpt_path": "checkpoint to load: a file, a run folder (for its best), or 'best' or 'last' of the newest run in "
-    "lightning_logs. fit goes on training from it. Its model and data options become the defaults.",
-    "weights_only": "kept for Lightning: a checkpoint that holds more than weights and plain values is refused anyway.",
-    "verbose": "print Lightning's own table of figures as well.",
-    "return_predictions": "kept for Lightning; predictions go to predictions.csv.",
-    "seed_everything": "seed of training: weights, order, augmentation and dropout (the split has --data.seed).",
-}
+# The network computes its input and its heads in 32 bits.
+_UNSUPPORTED = ("16-true", "bf16-true", "64-true", "64", "transformer-engine", "transformer-engine-float16")
 
 
 class AGRCommandLine(LightningCLI):
@@ -80,24 +70,29 @@ class AGRCommandLine(LightningCLI):
         super().setup_parser(*args)
         parser = self._parser(self.command)
         parser.usage = f"python -m agr_lightning {self.command} [--config FILE] [options]"
-        parser.description = _DESCRIPTIONS[self.command]
+        parser.description = DESCRIPTIONS[self.command]
+        if self.command == "test":
+            parser.set_defaults({"verbose": False})  # the report says it in a line
         for action in parser._actions:
-            action.help = _OPTION_HELP.get(action.dest, action.help)
+            action.help = OPTION_HELP.get(action.dest, action.help)
 
     def _parse_ckpt_path(self) -> None:
         """Takes nothing from checkpoints here: LightningCLI would let them override the command line."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses twice where a checkpoint is named: what it was trained with becomes the defaults."""
-        super().parse_arguments(parser, args)
+        super().parse_arguments(parser, [arg for arg in args if not arg.startswith("--print_config")])
         options = self.config[self.command]
-        root = Path(options.trainer.default_root_dir or ".")
+        if not 0 <= options.seed_everything < 2**32:
+            raise UserError(f"--seed_everything {options.seed_everything} must be 0 to {2**32 - 1}.")
+        self.root = Path(options.trainer.default_root_dir or ".")
         self.facts: CheckpointFacts | None = None
         if options.ckpt_path is not None:
-            self.facts = read_facts(find_checkpoint(str(options.ckpt_path), root))
+            self.facts = read_facts(find_checkpoint(str(options.ckpt_path), self.root))
             subparser = self._parser(self.command)
             subparser.set_defaults(_defaults(self.facts, options, subparser))
-            super().parse_arguments(parser, args)
+        super().parse_arguments(parser, args)
+        if self.facts is not None:
             self.config[self.command].ckpt_path = str(self.facts.path)
             _check_fit_together(self.facts, self.config[self.command].model)
         elif self.command != "fit":
@@ -116,20 +111,55 @@ class AGRCommandLine(LightningCLI):
                 raise UserError(NO_END)
             if self.facts is None:
                 self.model.load_start()
-            if options.fast_dev_run:
-                self.trainer_defaults["callbacks"] = []
-        if options.logger in (None, True):
-            root = options.default_root_dir or "."
-            kwargs["logger"] = TensorBoardLogger(root, name=RUNS_FOLDER, default_hp_metric=False)
+        if str(options.precision) in _UNSUPPORTED:
+            raise UserError(f"--trainer.precision {options.precision}: expected 32-true, bf16-mixed or 16-mixed.")
+        reserved = None
+        if options.fast_dev_run or options.logger is False:
+            # Nothing is kept: no run folder.
+            self.save_config_callback = None
+            options.enable_checkpointing = kwargs["enable_checkpointing"] = False
+        elif options.logger in (None, True):
+            version = self._continued_run()
+            if version is None and getattr(rank_zero_only, "rank", 0) == 0:
+                version = reserve_run(self.root)
+                reserved = self.root / RUNS_FOLDER / f"version_{version}"
+            kwargs["logger"] = TensorBoardLogger(self.root, RUNS_FOLDER, version, default_hp_metric=False)
+        if options.enable_checkpointing is False:
+            self._drop_checkpoints()
+        kwargs["plugins"] = [*(options.plugins or []), AtomicCheckpointIO()]
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+            if reserved is not None:
+                reserved.rmdir()
+                with contextlib.suppress(OSError):  # other runs are in it
+                    reserved.parent.rmdir()
             raise UserError(f"the Trainer does not accept these options: {_first_line(error)}") from None
+
+    def _continued_run(self) -> int | None:
+        """The run that a resumed fit goes on with, in its own folder: its best checkpoint stays known."""
+        return run_number(self.facts.path, self.root) if self.facts and self.command == "fit" else None
+
+    def _drop_checkpoints(self) -> None:
+        callbacks = self.trainer_defaults["callbacks"]
+        self.trainer_defaults["callbacks"] = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self.facts is not None:
+            _log.info(f"Checkpoint   {_short(self.facts.path)}")
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit:  # Lightning's answer to Ctrl-C
+            if not self.trainer.interrupted:
+                raise
+            last = Path(self.trainer.log_dir or ".") / "checkpoints" / f"{LAST}.ckpt"
+            if subcommand == "fit" and last.is_file():
+                config = _short(last.parent.parent / "config.yaml")
+                _log.info(f"Go on with   python -m agr_lightning fit --config {config} --ckpt_path {_short(last)}")
+            raise KeyboardInterrupt from None
 
     def after_fit(self) -> None:
         trainer = self.trainer
-        if trainer.interrupted or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
         best = trainer.checkpoint_callback
         path = best.best_model_path if isinstance(best, ModelCheckpoint) else ""
         if self.config[self.command].test_after_fit and path:
@@ -139,14 +169,17 @@ class AGRCommandLine(LightningCLI):
     def after_test(self) -> None:
         self._say_where(None)
 
+    def after_validate(self) -> None:
+        self._say_where(None)
+
     def _say_where(self, checkpoint: str | None) -> None:
-        folder = self.trainer.log_dir
-        if folder is None or not self.trainer.is_global_zero:
+        folder = run_folder(self.trainer)
+        if folder is None:
             return
         _log.info(f"Run folder   {_short(folder)}")
         # As it has to be typed: what `uv run` started is not on the path without it.
         prefix = "uv run " if "UV_RUN_RECURSION_DEPTH" in os.environ else ""
-        _log.info(f"Curves       {prefix}tensorboard --logdir {_short(Path(folder).parent)}")
+        _log.info(f"Curves       {prefix}tensorboard --logdir {_short(folder.parent)}")
         if checkpoint:
             _log.info(f"Checkpoint   {_short(checkpoint)}")
             _log.info(
@@ -191,6 +224,7 @@ def run(command: str, options: Sequence[str]) -> None:
                 seed_everything_default=42,
                 # Keeps hyperparameters as the constructors get them: plain values.
                 load_from_checkpoint_support=False,
+                auto_configure_optimizers=False,
                 trainer_defaults={
                     "max_epochs": DEFAULT_EPOCHS,
                     "log_every_n_steps": 10,
@@ -213,7 +247,9 @@ def run(command: str, options: Sequence[str]) -> None:
 def _callbacks(command: str) -> list[Callback]:
     if command == "predict":
         return [PredictionWriter()]
-    if command != "fit":
+    if command == "validate":
+        return []
+    if command == "test":
         return [TestReport()]
     checkpoints = ModelCheckpoint(
         monitor="val/loss", filename=BEST, save_last=True, enable_version_counter=False, auto_insert_metric_name=False

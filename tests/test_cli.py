@@ -83,6 +83,10 @@ MISTAKES = [
         "--data.split nowhere must be 'random' or a folder",
     ),
     (("fit", "--config", "nowhere.yaml"), "nowhere.yaml"),
+    (("fit", "--seed_everything", "-5"), "--seed_everything -5 must be 0"),
+    (("fit", "--data.synthetic", "120", "--trainer.precision", "bf16-true", *FAST), "--trainer.precision bf16-true"),
+    (("fit", "--data.synthetic", "120", "--data.batch_size", "1"), "training needs 2 images in a batch"),
+    (("fit", "--data.synthetic", "120", "--trainer.default_root_dir", "/dev/null"), "no run folder can be made in"),
     (("fit", "--trainer.strategy", "dpp", "--data.synthetic", "120"), "the Trainer does not accept these options"),
     (("fit", "--data.synthetic", "120", "--trainer.max_epochs", "-1", *FAST), "schedule needs an end"),
     (
@@ -149,6 +153,31 @@ def test_a_full_disk_is_one_line(run: Run, here: Path, monkeypatch: pytest.Monke
     assert code == 1 and err.startswith("error: the disk is full") and len(err.splitlines()) == 1
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="limits file sizes as Unix does")
+def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    import resource
+
+    from agr_lightning.checkpoints import AtomicCheckpointIO
+
+    path = tmp_path / "best.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"state": torch.ones(10)}, path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"best\.ckpt"):
+            AtomicCheckpointIO().save_checkpoint({"state": torch.ones(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert torch.load(path, weights_only=True)["state"].shape == (10,)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_closed_pipe_is_no_error_to_tell(cards: Path) -> None:
+    command = f"{sys.executable} -m agr_lightning audit {cards} | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert "Traceback" not in done.stderr
+
+
 # ---------------------------------------------------------------------- the commands
 
 
@@ -207,10 +236,16 @@ def test_best_and_last_are_those_of_the_newest_run(run: Run, here: Path, trained
 
 def test_a_checkpoint_brings_its_settings_and_the_command_line_wins(run: Run, here: Path, trained: Path) -> None:
     copy_run(trained, here)
-    code, out, _ = run("test", "--ckpt_path", "best", "--data.batch_size", "7", "--print_config")
-    config = yaml.safe_load(out)
-    assert config["data"]["image_size"] == 32 or config["data"]["batch_size"] == 7
+    options = ("--ckpt_path", "best", "--data.batch_size", "7")
+    code, out, _ = run("test", *options, "--print_config")
     assert code == 0
+    printed = yaml.safe_load(out)
+    assert run("test", *options, "--trainer.enable_progress_bar", "false")[0] == 0
+    used = yaml.safe_load((here / "lightning_logs/version_1/config.yaml").read_text())
+    for config in (printed, used):
+        data = config["data"]
+        assert (data["image_size"], data["batch_size"], data["synthetic"]) == (48, 7, 1200)
+        assert data["split"] == "lightning_logs/version_0/splits"
 
 
 def test_test_without_fit_s_test(run: Run, here: Path) -> None:
@@ -218,6 +253,59 @@ def test_test_without_fit_s_test(run: Run, here: Path) -> None:
     assert code == 0 and "Test on" not in out
     assert not (here / "lightning_logs/version_0/results.json").exists()
     assert run("test", "--ckpt_path", "best", *FAST)[0] == 0
+
+
+@pytest.mark.parametrize("option", ["--trainer.logger", "--trainer.enable_checkpointing"])
+def test_without_logger_or_checkpoints(run: Run, here: Path, option: str) -> None:
+    code, _, err = run(*FIT, option, "false")
+    assert code == 0, err
+    assert not list(here.rglob("*.ckpt"))
+    assert bool(list(here.iterdir())) == (option == "--trainer.enable_checkpointing")
+
+
+def test_a_diverged_run_is_an_error(run: Run, here: Path) -> None:
+    code, _, err = run(*FIT, "--model.learning_rate", "1e12")
+    assert code == 1 and "training has diverged" in err and "--model.learning_rate" in err
+
+
+def test_a_test_root_is_remembered(run: Run, here: Path) -> None:
+    for i in range(12):
+        save_noise(here / "others" / f"{30 + i}_{i % 2}_{i % 5}_1.jpg", i)
+    assert run(*FIT, "--data.test_root", "others")[0] == 0
+    assert run("validate", "--ckpt_path", "best", *FAST)[0] == 0
+    code, out, err = run("test", "--ckpt_path", "best", *FAST)
+    assert code == 0 and "Test on 12 images" in out + err
+
+
+def test_runs_started_together_have_their_own_folders(here: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from agr_lightning.checkpoints import reserve_run
+
+    with ThreadPoolExecutor(8) as pool:
+        numbers = list(pool.map(lambda _: reserve_run(here), range(20)))
+    assert sorted(numbers) == list(range(20))
+
+
+def test_a_resumed_run_goes_on_in_its_folder_and_knows_its_best(run: Run, here: Path) -> None:
+    options = ("fit", *FAST, "--data.synthetic", "120", "--trainer.max_epochs", "2", "--test_after_fit", "false")
+    assert run(*options)[0] == 0
+    folder = here / "lightning_logs" / "version_0" / "checkpoints"
+    last = torch.load(folder / "last.ckpt", weights_only=True)
+    # As if it had been stopped after the first of two epochs, with a better score than any to come.
+    name = next(key for key in last["callbacks"] if key.startswith("ModelCheckpoint"))
+    last["callbacks"][name]["best_model_score"] = torch.tensor(0.001)
+    last["callbacks"][name]["best_k_models"] = dict.fromkeys(
+        last["callbacks"][name]["best_k_models"], torch.tensor(0.001)
+    )
+    torch.save(last, folder / "last.ckpt")
+    before = (folder / "best.ckpt").read_bytes()
+    code, _, err = run(*options, "--ckpt_path", "last")
+    assert code == 0, err
+    assert [path.name for path in (here / "lightning_logs").iterdir()] == ["version_0"]
+    assert (folder / "best.ckpt").read_bytes() == before
+    code, _, err = run(*options, "--trainer.max_epochs", "3", "--ckpt_path", "last")
+    assert code == 1 and "is of a run of 12 steps, this one has 18" in err
 
 
 def test_fast_dev_run_leaves_nothing(run: Run, here: Path) -> None:

@@ -170,6 +170,9 @@ def test_nested_transforms_and_lists_as_in_yaml() -> None:
         ([{"class_path": "Normalize"}], "makes float32 images"),
         ([{"class_path": "CenterCrop", "init_args": {"height": 20, "width": 20}}], r"shape \(20, 20, 3\)"),
         ([{"flip": {}}], "must be a transform like"),
+        (["HorizontalFlip"], "must be a transform like"),
+        ([{"class_path": "OneOf", "init_args": {"transforms": [{"class_pth": "ToGray"}]}}], "must be a transform like"),
+        ([{"class_path": "BasicTransform"}], "BasicTransform"),
     ],
 )
 def test_augmentation_that_cannot_work(spec: object, message: str) -> None:
@@ -276,6 +279,7 @@ def test_samples_without_race_reach_the_batch(tmp_path: Path) -> None:
         ({"age_min": 60, "age_max": 20}, "age_min 60"),
         ({"age_max": 200}, "age_max 200"),
         ({"batch_size": 0}, "batch_size 0"),
+        ({"seed": -1}, "seed -1"),
         ({"num_workers": -1}, "num_workers -1"),
         ({"image_size": 8}, "image_size 8"),
         ({"root": "x"}, "exclude each other"),
@@ -289,7 +293,7 @@ def test_values_that_cannot_work(options: dict[str, object], message: str) -> No
 def test_no_images_at_all() -> None:
     with pytest.raises(UserError, match=r"--data\.root FOLDER"):
         UTKFaceDataModule().setup("fit")
-    with pytest.raises(UserError, match=r"no image of --data\.age_min 116"):
+    with pytest.raises(UserError, match=r"no images for train.*--data\.age_min 116"):
         UTKFaceDataModule(synthetic=20, age_min=116).setup("fit")
 
 

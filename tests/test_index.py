@@ -163,6 +163,14 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     assert _names(index) == [name] == _names(build_index(str(tmp_path)))
 
 
+def test_names_that_no_list_could_hold_are_rejected(tmp_path: Path) -> None:
+    save_noise(tmp_path / "20_0_1_1.jpg", 1)
+    save_noise(tmp_path / "two\nlines" / "20_0_1_2.jpg", 2)
+    index = build_index(str(tmp_path))
+    assert _names(index) == ["20_0_1_1.jpg"]
+    assert [reject.reason for reject in index.rejects] == ["line break in the file name"]
+
+
 def test_audit_tells_all(tmp_path: Path) -> None:
     data = tmp_path / "data"
     save_noise(data / "20_0_1_1.jpg", 1)

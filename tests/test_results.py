@@ -103,6 +103,10 @@ def test_a_perfect_score_has_an_interval_too() -> None:
     assert interval and interval[1] == 1 and interval[0] == pytest.approx(0.975, abs=0.001)
 
 
+def test_one_photo_has_no_interval() -> None:
+    assert bootstrap_intervals({"x": np.array([7.5])}, ["a"]) == {"x": None}
+
+
 def test_the_margin_covers_new_errors() -> None:
     rng = np.random.default_rng(0)
     shares = []
@@ -127,7 +131,7 @@ def test_masked_accuracy() -> None:
 
 
 def test_stage_metrics_weigh_samples_and_not_batches() -> None:
-    metrics = StageMetrics(("age", "race"))
+    metrics = StageMetrics(("age", "race"), {"age": 0.5, "gender": 1.0, "race": 2.0})
     for ages, races, loss in (([1.0, 2.0, 3.0], [0, MISSING, MISSING], 5.0), ([9.0], [0], 1.0)):
         n = len(ages)
         outputs: dict[Task, torch.Tensor] = {"age": torch.zeros(n), "race": torch.eye(5)[[1] * n]}
@@ -137,9 +141,11 @@ def test_stage_metrics_weigh_samples_and_not_batches() -> None:
             "race": torch.tensor(races),
         }
         losses: dict[Task, torch.Tensor] = {"age": torch.tensor(loss), "race": torch.tensor(loss)}
-        metrics.update(outputs, labels, losses, torch.tensor(loss))
+        metrics.update(outputs, labels, losses)
     found = {name: metric.compute().item() for name, metric in metrics.named()}
-    assert found == pytest.approx({"loss": 4.0, "loss_age": 4.0, "loss_race": 3.0, "age_mae": 3.75, "race_acc": 0.0})
+    assert found == pytest.approx(
+        {"loss": 0.5 * 4 + 2 * 3, "loss_age": 4.0, "loss_race": 3.0, "age_mae": 3.75, "race_acc": 0.0}
+    )
 
 
 def test_the_table_sorts_and_counts_each_sample_once() -> None:

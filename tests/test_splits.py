@@ -141,6 +141,18 @@ def test_lists_that_cannot_be_right(tmp_path: Path, caplog: pytest.LogCaptureFix
         read_split(tmp_path, samples)
 
 
+def test_a_folder_without_lists(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="must be 'random' or a folder"):
+        make_split(POPULATION, SplitOptions(split=str(tmp_path)))
+
+
+def test_ages_are_taken_from_every_side() -> None:
+    whole = make_split(POPULATION, SplitOptions())
+    part = make_split(POPULATION, SplitOptions(age_min=21, age_max=60))
+    for side in SIDES:
+        assert part[side] == [sample for sample in whole[side] if 21 <= sample.age <= 60]
+
+
 def test_lists_that_leak_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     one = POPULATION[0]
     copy = replace(one, name="copy.jpg", group=one.group)
@@ -157,7 +169,7 @@ def test_lists_that_leak_are_reported(tmp_path: Path, caplog: pytest.LogCaptureF
         (SplitOptions(test_fraction=1.0), "test_fraction 1.0"),
         (SplitOptions(val_fraction=0.5, test_fraction=0.5), "leave nothing to train on"),
         (SplitOptions(max_samples=0), "max_samples 0"),
-        (SplitOptions(split="nowhere"), "data.split nowhere"),
+        (SplitOptions(age_min=60, age_max=20), "age_min 60"),
     ],
 )
 def test_options_that_can_give_no_split(options: SplitOptions, message: str) -> None:

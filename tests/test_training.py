@@ -155,7 +155,6 @@ def test_the_shortest_runs_have_a_schedule(here: Path, run, steps: int) -> None:
 
 def test_starting_weights_are_loaded_for_training(tmp_path: Path) -> None:
     source = AGRModule()
-    torch.save({f"network.{k}": v for k, v in source.network.state_dict().items()}, tmp_path / "x.pth")
     torch.save(source.network.state_dict(), tmp_path / "net.pth")
     module = _fit(tmp_path, 0, weights=str(tmp_path / "net.pth"), learning_rate=1e-12, weight_decay=0.0)
     for ours, theirs in zip(module.network.parameters(), source.network.parameters(), strict=True):
@@ -163,6 +162,13 @@ def test_starting_weights_are_loaded_for_training(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------- precision, accumulation, processes
+
+
+def test_a_few_batches_can_be_overfitted(here: Path, run) -> None:
+    code, _, err = run(
+        "fit", *FAST, "--data.synthetic", "120", "--trainer.max_epochs", "1", "--trainer.overfit_batches", "2"
+    )
+    assert code == 0, err
 
 
 def test_mixed_precision_and_accumulation_train(here: Path, run) -> None:
@@ -196,7 +202,7 @@ TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 
 
 def test_two_processes_measure_what_one_measures(trained: Path, here: Path) -> None:
-    """On 120 and on 119 test images: nothing is padded."""
+    """On an odd number of images: nothing is padded."""
     for name in ("one", "two"):
         (here / name).mkdir()
     lists = here / "lists"

@@ -13,6 +13,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from agr_lightning.callbacks.run_folder import run_folder
 from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.data.dataset import PhotoBatch
 from agr_lightning.files import atomic_text
@@ -68,11 +69,10 @@ class PredictionWriter(BasePredictionWriter):
             parts: list[dict[int, Row] | None] = [None] * trainer.world_size
             torch.distributed.all_gather_object(parts, rows)
             rows = {place: row for part in parts if part for place, row in part.items()}
-        folder = trainer.log_dir
-        if not trainer.is_global_zero or folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        folder = run_folder(trainer)
+        if folder is None:
             return
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        path = Path(folder) / PREDICTIONS_FILE
+        path = folder / PREDICTIONS_FILE
         atomic_text(path, _csv([rows[place] for place in sorted(rows)]))
         counts = Counter(row["status"] for row in rows.values())
         _log.info(f"{len(rows):,} photos: " + ", ".join(f"{n:,} {status}" for status, n in counts.items()))

@@ -1,9 +1,8 @@
 """Who was in train, val and test, kept in the run folder."""
 
-from pathlib import Path
-
 import lightning
 
+from agr_lightning.callbacks.run_folder import run_folder
 from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.data.splits import write_split
 
@@ -14,8 +13,8 @@ class SplitWriter(lightning.Callback):
     """Writes ``splits/train.txt``, ``val.txt`` and ``test.txt`` when training starts."""
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        folder = trainer.log_dir
+        folder = run_folder(trainer)
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, UTKFaceDataModule)
-        if trainer.is_global_zero and folder is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            write_split(data.split, Path(folder) / SPLITS_FOLDER)
+        if folder is not None:
+            write_split(data.split, folder / SPLITS_FOLDER)

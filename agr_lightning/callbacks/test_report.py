@@ -8,6 +8,7 @@ import lightning
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from agr_lightning.callbacks.run_folder import run_folder
 from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.files import Json, atomic_json, atomic_write
 from agr_lightning.module import AGRModule
@@ -30,15 +31,13 @@ class TestReport(lightning.Callback):
         assert isinstance(data, UTKFaceDataModule)
         # Gathered on all ranks, written by one.
         rows = pl_module.table.compute().cpu().numpy()
-        folder = trainer.log_dir
-        if not trainer.is_global_zero or folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        folder = run_folder(trainer)
+        if folder is None:
             return
         table = Table.from_rows(rows)
         results = make_results(table, data.split["test"], _facts(trainer, pl_module))
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        atomic_json(path / RESULTS_FILE, results)
-        self._draw(trainer, data, table, path)
+        atomic_json(folder / RESULTS_FILE, results)
+        self._draw(trainer, data, table, folder)
         _log_hyperparameters(trainer, pl_module, results)
         _log.info(summary(results))
 
@@ -103,4 +102,5 @@ def _log_hyperparameters(trainer: lightning.Trainer, module: AGRModule, results:
 
 def _spread(n: int, count: int) -> list[int]:
     """``count`` places spread evenly over ``n``: neighbours in name order look alike."""
-    return sorted({i * n // count for i in range(min(count, n))} | (set(range(n)) if n <= count else set()))
+    shown = min(count, n)
+    return [i * n // shown for i in range(shown)]

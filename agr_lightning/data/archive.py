@@ -34,6 +34,8 @@ def unpack(archive: Path, cache: Path) -> Path:
             _unpack_tar(archive, folder)
         else:
             raise UserError(f"{archive} is neither a folder nor a .zip, .tar or .tar.gz archive.")
+    except (RuntimeError, NotImplementedError) as error:  # as zipfile says of passwords and rare compressions
+        raise UserError(f"{archive} cannot be unpacked ({error}); unpack it by other means.") from None
     except (EOFError, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{archive} is damaged ({error}); download it again.") from None
     return folder
@@ -51,7 +53,7 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
     with tarfile.open(archive) as source, atomic_folder(folder) as target:
         for member in source:
             if member.isfile():
-                _check_room(archive, target, member.size)
+                _check_room(archive, folder.parent, member.size)
                 source.extract(member, target, filter="data")
 
 
@@ -59,6 +61,6 @@ def _check_room(archive: Path, folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"unpacking {archive} needs {needed / 1e6:.0f} MB more, but {folder.parent} has {free / 1e6:.0f} MB "
+            f"unpacking {archive} needs {needed / 1e6:.0f} MB more, but {folder} has {free / 1e6:.0f} MB "
             "left: free some space, or choose another disk with --data.cache_dir."
         )

@@ -89,18 +89,20 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         # a checkpoint loads without running code.
         self.save_hyperparameters()
         self._root, self._synthetic, self._test_root = root, synthetic, test_root
-        self._ages = (age_min, age_max)
         self._predict_path = predict_path
         self._balance = balance
         self._batch_size, self._num_workers, self._image_size = batch_size, num_workers, image_size
         self._cache_dir = cache_dir
         self._augmentation = augmentation
-        self._split_options = SplitOptions(split, seed, val_fraction, test_fraction, max_samples, max_per_gender)
+        self._split_options = SplitOptions(
+            split, seed, val_fraction, test_fraction, max_samples, max_per_gender, age_min, age_max
+        )
         self._check()
         self._indexes: dict[str, Index] = {}
         self._split: Split | None = None
         self._rows: dict[str, tuple[Index, int]] = {}
         self._photos: list[Path] = []
+        self._train_seed: int | None = None
 
     # ------------------------------------------------------------------ what Lightning calls
 
@@ -129,25 +131,25 @@ class UTKFaceDataModule(lightning.LightningDataModule):
             self._rows = self._find_rows()
         for side in _NEEDED[stage]:
             if not self._split[side]:
-                counts = ", ".join(f"{len(members):,} {side}" for side, members in self._split.items())
-                raise UserError(
-                    f"the split leaves no images for {side} ({counts}): use more images, other "
-                    "--data.val_fraction and --data.test_fraction, or another --data.split."
-                )
+                raise UserError(self._no_images(side))
+        if stage == "fit" and min(len(self._split["train"]), self._batch_size) < 2:
+            raise UserError(
+                f"training needs 2 images in a batch, but there are {len(self._split['train']):,} and "
+                f"--data.batch_size is {self._batch_size}."
+            )
 
     def train_dataloader(self) -> DataLoader[Batch]:
         samples = self.split["train"]
         rank, ranks = self._rank()
-        # The same on all ranks, and the same in a resumed run: what --seed_everything set.
-        seed = torch.initial_seed() % 2**32
-        if ranks > 1:
-            assert self.trainer is not None
-            seed = self.trainer.strategy.broadcast(seed)
+        if self._train_seed is None:
+            # The same on all ranks, and the same in a resumed run: what --seed_everything set.
+            seed = torch.initial_seed() % 2**32
+            self._train_seed = seed if self.trainer is None else int(self.trainer.strategy.broadcast(seed))
         weights = None
         if self._balance != "none":
             weights = balancing_weights([getattr(sample, self._balance) for sample in samples])
-        sampler = TrainSampler(len(samples), seed, self._progress, weights, rank, ranks)
-        dataset = self._dataset("train", Augmentation(self._augmentation, self._image_size), seed)
+        sampler = TrainSampler(len(samples), self._train_seed, self._progress, weights, rank, ranks)
+        dataset = self._dataset("train", Augmentation(self._augmentation, self._image_size), self._train_seed)
         # A small last batch would disturb the batch statistics; where there is only that one, it must do.
         return self._loader(dataset, sampler, drop_last=len(sampler) >= self._batch_size)
 
@@ -180,17 +182,26 @@ class UTKFaceDataModule(lightning.LightningDataModule):
 
     # ------------------------------------------------------------------ inside
 
+    def _no_images(self, empty: Side) -> str:
+        """What to tell of a side without images."""
+        options, counts = self._split_options, ", ".join(f"{len(part):,} {side}" for side, part in self.split.items())
+        if options.split != "random":
+            cure = f"see {empty}.txt in --data.split {options.split}"
+        elif empty != "train" and getattr(options, f"{empty}_fraction") == 0:
+            cure = f"--data.{empty}_fraction is 0"
+        else:
+            cure = "use more images, or other --data.val_fraction and --data.test_fraction"
+        if (options.age_min, options.age_max) != (AGE_MIN, AGE_MAX):
+            cure += f"; --data.age_min {options.age_min} and --data.age_max {options.age_max} leave others out"
+        return f"the split leaves no images for {empty} ({counts}): {cure}."
+
     def _check(self) -> None:
-        low, high = self._ages
-        if not AGE_MIN <= low <= high <= AGE_MAX:
-            raise UserError(
-                f"--data.age_min {low} and --data.age_max {high} must lie in order between {AGE_MIN} and {AGE_MAX}."
-            )
         for name, value, least in (
             ("batch_size", self._batch_size, 1),
             ("num_workers", self._num_workers, 0),
             ("image_size", self._image_size, 32),
             ("synthetic", self._synthetic, 0),
+            ("seed", self._split_options.seed, 0),
         ):
             if value < least:
                 raise UserError(f"--data.{name} {value} must be {least} or more.")
@@ -237,23 +248,21 @@ class UTKFaceDataModule(lightning.LightningDataModule):
     def _make_split(self, stage: str) -> Split:
         main, *others = self._read_sources(stage)
         if self._test_root is None:
-            return make_split(self._of_age(main), self._split_options)
+            return make_split(main.samples, self._split_options)
         if not others:
             return {"train": [], "val": [], "test": self._of_age(main)}
         # All photos of the test root are the test, so none of them may be learnt from.
         shared = shared_photos(main, others[0])
         if shared:
             _log.info(f"{main.root}: {len(shared):,} images left out, because {others[0].root} shows the same photos")
-        usable = [sample for sample in self._of_age(main) if sample.name not in shared]
+        usable = [sample for sample in main.samples if sample.name not in shared]
         options = replace(self._split_options, test_fraction=0.0)
-        return make_split(usable, options) | {"test": self._of_age(others[0])}
+        return make_split(usable, options, ("train", "val")) | {"test": self._of_age(others[0])}
 
     def _of_age(self, index: Index) -> list[Sample]:
-        low, high = self._ages
-        samples = [sample for sample in index.samples if low <= sample.age <= high]
-        if not samples:
-            raise UserError(f"{index.root} has no image of --data.age_min {low} to --data.age_max {high} years.")
-        return samples
+        """All of a test root, within the ages that are used."""
+        options = self._split_options
+        return [sample for sample in index.samples if options.age_min <= sample.age <= options.age_max]
 
     def _find_rows(self) -> dict[str, tuple[Index, int]]:
         """Where each file's image is cached: which index, and which row of its array."""
@@ -275,6 +284,8 @@ class UTKFaceDataModule(lightning.LightningDataModule):
     def _loader(
         self, dataset: Dataset[T], sampler: TrainSampler | EvalSampler, drop_last: bool = False
     ) -> DataLoader[T]:
+        if len(sampler) == 0:
+            raise UserError("there are fewer images than devices: use fewer with --trainer.devices.")
         return LateLoader(
             dataset=dataset,
             batch_size=self._batch_size,

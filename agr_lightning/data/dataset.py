@@ -81,12 +81,16 @@ class FaceDataset(Dataset[Batch]):
     def __getitem__(self, draw: Draw) -> Batch:
         return self.__getitems__([draw])
 
-    def __getitems__(self, draws: list[Draw]) -> Batch:
-        """The batch of these draws; what a DataLoader without collation asks for."""
-        place = torch.tensor([draw.place for draw in draws])
+    def __getitems__(self, draws: Sequence[Draw | int]) -> Batch:
+        """The batch of these draws; what a DataLoader without collation asks for.
+
+        A sampler that is not ours, as under --trainer.overfit_batches, gives places alone.
+        """
+        known = [draw if isinstance(draw, Draw) else Draw(0, draw, draw) for draw in draws]
+        place = torch.tensor([draw.place for draw in known])
         images = self._images[self._rows[place.numpy()]]
         if self._augmentation is not None:
-            for image, draw in zip(images, draws, strict=True):
+            for image, draw in zip(images, known, strict=True):
                 image[:] = self._augmentation(image, (self._seed, draw.epoch, draw.position))
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
         return Batch(pixels, self._age[place], self._gender[place], self._race[place], place)

@@ -5,7 +5,6 @@ import io
 import os
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -19,7 +18,7 @@ from agr_lightning.data.archive import unpack
 from agr_lightning.data.duplicates import THUMBNAIL, find_groups
 from agr_lightning.data.images import ImageError, decode_rgb, read_bytes
 from agr_lightning.errors import UserError
-from agr_lightning.files import atomic_write, cache_folder
+from agr_lightning.files import atomic_write, cache_folder, walk_files
 from agr_lightning.labels import LabelError, parse_name
 
 # Part of the name of every stored scan: raise it when what is stored, or how it is computed, changes.
@@ -132,13 +131,15 @@ def build_index(root: str, cache_dir: str | None = None, option: str = "--data.r
     if not path.exists():
         raise UserError(f"{option} {root} does not exist; name a folder of UTKFace images or their archive.")
     folder = path if path.is_dir() else unpack(path, cache)
-    files = sorted(_walk(folder))
+    files = sorted(walk_files(folder))
     if not files:
         raise UserError(f"{option} {root} holds no files; it should hold images named AGE_GENDER_RACE_DATETIME.jpg.")
 
     labels, rejects = {}, []
     for name in files:
         try:
+            if "\n" in name or "\r" in name:
+                raise LabelError("line break in the file name")  # which no list of names could hold
             labels[name] = parse_name(PurePosixPath(name).name)
         except LabelError as error:
             rejects.append(Reject(name, str(error)))
@@ -174,20 +175,6 @@ def shared_photos(index: Index, other: Index) -> set[str]:
     taken = set(leaders[: len(other.samples)].tolist())
     own = leaders[len(other.samples) :].tolist()
     return {sample.name for sample, leader in zip(index.samples, own, strict=True) if leader in taken}
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    """Paths of all files below ``folder``, through links too, each real folder once."""
-    seen = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        status = Path(parent).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders.sort()
-        for file in files:
-            yield Path(parent, file).relative_to(folder).as_posix()
 
 
 def _short_names(scans: dict[str, _Scan]) -> tuple[dict[str, str], list[Reject]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from agr_lightning.data.images import EXTENSIONS
 from agr_lightning.errors import UserError
+from agr_lightning.files import walk_files
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def find_photos(place: str | None) -> list[Path]:
         raise UserError("nothing to predict: give --data.predict_path PHOTO, FOLDER or 'GLOB'.")
     path = Path(place).expanduser()
     if path.is_dir():
-        files = sorted(entry for entry in path.rglob("*") if entry.is_file())
+        files = sorted(path / name for name in walk_files(path))
         photos = [file for file in files if file.suffix.lower() in EXTENSIONS]
         if len(files) > len(photos):
             _log.info(f"{place}: {len(files) - len(photos):,} files without an image's extension left out")

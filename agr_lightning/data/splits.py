@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 from agr_lightning.data.index import Sample
 from agr_lightning.errors import UserError
 from agr_lightning.files import atomic_text
-from agr_lightning.labels import GENDERS, age_band
+from agr_lightning.labels import AGE_MAX, AGE_MIN, GENDERS, age_band
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ class SplitOptions:
     test_fraction: float = 0.1
     max_samples: int | None = None
     max_per_gender: int | None = None
+    age_min: int = AGE_MIN
+    age_max: int = AGE_MAX
 
     def check(self) -> None:
         """Raises UserError for values that can give no split, whatever the samples."""
@@ -44,29 +46,35 @@ class SplitOptions:
                 f"--data.val_fraction {self.val_fraction} and --data.test_fraction {self.test_fraction} "
                 "leave nothing to train on; together they must stay below 1."
             )
+        if not AGE_MIN <= self.age_min <= self.age_max <= AGE_MAX:
+            raise UserError(
+                f"--data.age_min {self.age_min} and --data.age_max {self.age_max} must lie in order between "
+                f"{AGE_MIN} and {AGE_MAX}."
+            )
         for name in ("max_samples", "max_per_gender"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--data.{name} {value} must be 1 or more.")
-        if self.split != "random":
-            folder = Path(self.split).expanduser()
-            if not any((folder / f"{side}.txt").is_file() for side in SIDES):
-                raise UserError(
-                    f"--data.split {self.split} must be 'random' or a folder with train.txt, val.txt and test.txt."
-                )
 
 
-def make_split(samples: Sequence[Sample], options: SplitOptions) -> Split:
+def make_split(samples: Sequence[Sample], options: SplitOptions, sides: tuple[Side, ...] = SIDES) -> Split:
     """Splits the samples as the options say, and keeps the part of them that the options allow.
 
-    The result depends on the names, labels and groups of the samples, not on their order.
+    Args:
+        samples: in any order: the result depends on their names, labels and groups alone.
+        options: how.
+        sides: which of a folder's lists to read.
     """
     ordered = sorted(samples, key=lambda sample: sample.name)
     if options.split == "random":
         split = random_split(ordered, options.val_fraction, options.test_fraction, options.seed)
     else:
-        split = read_split(Path(options.split).expanduser(), ordered)
-    return _limit(split, options)
+        split = read_split(Path(options.split).expanduser(), ordered, sides)
+    aged: Split = {
+        side: [sample for sample in members if options.age_min <= sample.age <= options.age_max]
+        for side, members in split.items()
+    }
+    return _limit(aged, options)
 
 
 def random_split(samples: Sequence[Sample], val_fraction: float, test_fraction: float, seed: int) -> Split:
@@ -86,7 +94,7 @@ def random_split(samples: Sequence[Sample], val_fraction: float, test_fraction: 
     groups = defaultdict(list)
     for sample in samples:
         groups[sample.group].append(sample)
-    # An age filter may have taken the member that the group is named after.
+    # A test root may have taken the member that the group is named after.
     leaders = [members[0] for members in groups.values()]
     ordered = sorted(leaders, key=lambda sample: (_stratum(sample), _lot(seed, sample.name)))
     test = _evenly(ordered, round(test_fraction * len(ordered)))
@@ -100,17 +108,19 @@ def random_split(samples: Sequence[Sample], val_fraction: float, test_fraction: 
     return split
 
 
-def read_split(folder: Path, samples: Sequence[Sample]) -> Split:
+def read_split(folder: Path, samples: Sequence[Sample], sides: tuple[Side, ...] = SIDES) -> Split:
     """Takes the members of each side from ``train.txt``, ``val.txt`` and ``test.txt``, one name a line.
 
     Raises:
-        UserError: when a file cannot be read, when a name is on two sides, or when none of the names of a
-            file is among the samples.
+        UserError: when there are no lists, when one cannot be read, when a name is on two sides, or when none of
+            the names of a file is among the samples.
     """
     by_name = {sample.name: sample for sample in samples}
     split: Split = {side: [] for side in SIDES}
     side_of: dict[str, Side] = {}
-    for side in SIDES:
+    if not any((folder / f"{side}.txt").is_file() for side in sides):
+        raise UserError(f"--data.split {folder} must be 'random' or a folder with train.txt, val.txt and test.txt.")
+    for side in sides:
         path = folder / f"{side}.txt"
         if not path.is_file():
             continue

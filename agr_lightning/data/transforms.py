@@ -120,7 +120,7 @@ _PRESETS = {"none": lambda size: [], "light": _light, "strong": _strong}
 
 def _build(item: TransformSpec) -> A.BasicTransform | A.BaseCompose:
     """One transform from its YAML form; only names of Albumentations are looked up, none is imported."""
-    path, arguments = item.get("class_path"), item.get("init_args", {})
+    path, arguments = (item.get("class_path"), item.get("init_args", {})) if isinstance(item, dict) else (None, None)
     if not isinstance(path, str) or not isinstance(arguments, dict) or set(item) - {"class_path", "init_args"}:
         raise UserError(
             f"--data.augmentation: {item} must be a transform like "
@@ -138,21 +138,24 @@ def _build(item: TransformSpec) -> A.BasicTransform | A.BaseCompose:
                 f"--data.augmentation: {name} takes no '{argument}'{did_you_mean(argument, accepted)}; "
                 f"it takes {', '.join(accepted)}."
             )
-    plain = {key: _plain(value) for key, value in arguments.items()}
     try:
+        plain = {key: _plain(value, key) for key, value in arguments.items()}
         with warnings.catch_warnings():
             # Where a value does not fit, some transforms only warn and fall back to their defaults.
             warnings.simplefilter("error", UserWarning)
             built: A.BasicTransform | A.BaseCompose = kind(**plain)
-    except (ValueError, TypeError, UserWarning) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a constructor may raise anything
         detail = " ".join(str(error).split())
         raise UserError(f"--data.augmentation: {name} does not take {arguments}: {detail[:300]}") from None
     return built
 
 
-def _plain(value: object) -> object:
+def _plain(value: object, argument: str) -> object:
     """YAML lists as the tuples that Albumentations asks for; nested transforms built."""
-    if isinstance(value, list):
-        items = [_build(v) if isinstance(v, dict) and "class_path" in v else _plain(v) for v in value]
-        return items if any(isinstance(v, A.BasicTransform | A.BaseCompose) for v in items) else tuple(items)
-    return value
+    if argument == "transforms" and isinstance(value, list):
+        return [_build(item) for item in value]
+    if isinstance(value, dict) and "class_path" in value:
+        return _build(value)
+    return tuple(_plain(item, "") for item in value) if isinstance(value, list) else value

@@ -105,7 +105,8 @@ def _load_state(network: AGRNetwork, content: dict[str, object], source: str) ->
     for name in target:
         if name.startswith("backbone.") and name not in fitting and not name.endswith("num_batches_tracked"):
             raise UserError(
-                f"{source} does not fit this backbone: {name.removeprefix('backbone.')} is missing or of another shape."
+                f"{source} does not fit this backbone: {name.removeprefix('backbone.')} is missing or differs; "
+                "name the one they were made for with --model.backbone."
             )
     network.load_state_dict(fitting, strict=False)
     loaded = [task for task in network.tasks if f"heads.{task}.weight" in fitting]
