@@ -46,8 +46,7 @@ def find_checkpoint(named: str, root: Path) -> Path:
     """
     if named in (BEST, LAST):
         runs = (root / RUNS_FOLDER).glob(f"version_*/{CHECKPOINTS_FOLDER}/{named}.ckpt")
-        names = {run: run.parts[-3].removeprefix("version_") for run in runs}
-        numbered = {int(number): run for run, number in names.items() if number.isdecimal()}
+        numbered = {n: run for run in runs if (n := _number(run.parent.parent)) is not None}
         if not numbered:
             raise UserError(
                 f"--ckpt_path {named}: no run under {root / RUNS_FOLDER} has a {named}.ckpt. "
@@ -86,8 +85,7 @@ def read_facts(path: Path) -> CheckpointFacts:
 def run_number(checkpoint: Path, root: Path) -> int | None:
     """N, when a checkpoint lies in the run folder ``version_N`` under ``root``; None when elsewhere."""
     run = checkpoint.resolve().parent.parent
-    number = run.name.removeprefix("version_")
-    return int(number) if run.parent == (root / RUNS_FOLDER).resolve() and number.isdecimal() else None
+    return _number(run) if run.parent == (root / RUNS_FOLDER).resolve() else None
 
 
 def reserve_run(root: Path) -> int:
@@ -99,8 +97,7 @@ def reserve_run(root: Path) -> int:
     runs = root / RUNS_FOLDER
     try:
         runs.mkdir(parents=True, exist_ok=True)
-        taken = [run.name.removeprefix("version_") for run in runs.glob("version_*")]
-        number = max((int(name) + 1 for name in taken if name.isdecimal()), default=0)
+        number = max((n + 1 for run in runs.glob("version_*") if (n := _number(run)) is not None), default=0)
         while True:
             with contextlib.suppress(FileExistsError):
                 (runs / f"version_{number}").mkdir()
@@ -128,3 +125,9 @@ def splits_of(checkpoint: Path, folder: str) -> Path | None:
     """The split lists of the run that a checkpoint lies in; None when it lies elsewhere."""
     lists = checkpoint.parent.parent / folder
     return lists if (lists / "test.txt").is_file() else None
+
+
+def _number(run: Path) -> int | None:
+    """N of a folder ``version_N``."""
+    number = run.name.removeprefix("version_")
+    return int(number) if number.isdecimal() else None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from agr_lightning.models.backbones import BackboneName
 from agr_lightning.models.losses import AgeLossName, JointLoss, LossWeights
 from agr_lightning.models.network import AGRNetwork, Predictions, to_predictions
 from agr_lightning.models.weights import fetch_imagenet, load_imagenet, load_weights
-from agr_lightning.results import interval_margin
+from agr_lightning.results import Table, interval_margin
 
 _log = logging.getLogger(__name__)
 
@@ -171,14 +172,25 @@ class AGRModule(lightning.LightningModule):
         self.table.reset()
 
     def on_validation_epoch_end(self) -> None:
-        table = self.table.compute()
-        self._check_finite(table)
+        table = self.predictions()
         if "age" in self.tasks and not self.trainer.sanity_checking:
-            margin = interval_margin((table[:, 4] - table[:, 1]).abs().cpu().numpy())
-            self.network.age_margin.fill_(margin)
+            self.network.age_margin.fill_(interval_margin(np.abs(table.predicted_age - table.age)))
 
-    def on_test_epoch_end(self) -> None:
-        self._check_finite(self.table.compute())
+    def predictions(self) -> Table:
+        """What was predicted in this validation or test, gathered: to be called on all processes.
+
+        Raises:
+            UserError: when outputs are NaN or infinite.
+        """
+        table = Table.from_rows(self.table.compute().cpu().numpy())
+        outputs = {"age": table.predicted_age, "gender": table.gender_probabilities, "race": table.race_probabilities}
+        for task in self.tasks:
+            if not np.isfinite(outputs[task]).all():
+                raise UserError(
+                    f"the network's {task} outputs are no numbers any more: training has diverged. "
+                    "Start again with a lower --model.learning_rate."
+                )
+        return table
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW without decay on biases and normalisation, and a one-cycle schedule over the whole run."""
@@ -193,15 +205,6 @@ class AGRModule(lightning.LightningModule):
         # Smith and Topin, "Super-Convergence", 2018: up for a quarter of the run, then down to almost nothing.
         schedule = OneCycleLR(optimizer, self._learning_rate, total_steps=self._total_steps(), pct_start=0.25)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _check_finite(self, table: Tensor) -> None:
-        columns = {"age": 4, "gender": 5, "race": 7}
-        for task in self.tasks:
-            if not torch.isfinite(table[:, columns[task]]).all():
-                raise UserError(
-                    f"the network's {task} outputs are no numbers any more: training has diverged. "
-                    "Start again with a lower --model.learning_rate."
-                )
 
     def _total_steps(self) -> int:
         steps = self.trainer.estimated_stepping_batches

@@ -22,6 +22,7 @@ from agr_lightning.callbacks.splits import SPLITS_FOLDER, SplitWriter
 from agr_lightning.callbacks.test_report import TestReport
 from agr_lightning.checkpoints import (
     BEST,
+    CHECKPOINTS_FOLDER,
     LAST,
     RUNS_FOLDER,
     AtomicCheckpointIO,
@@ -152,9 +153,11 @@ class AGRCommandLine(LightningCLI):
         except SystemExit:  # Lightning's answer to Ctrl-C
             if not self.trainer.interrupted:
                 raise
-            last = Path(self.trainer.log_dir or ".") / "checkpoints" / f"{LAST}.ckpt"
+            # Not trainer.log_dir, which asks the other processes: they may be gone.
+            folder = Path(getattr(self.trainer.logger, "log_dir", None) or ".")
+            last = folder / CHECKPOINTS_FOLDER / f"{LAST}.ckpt"
             if subcommand == "fit" and last.is_file():
-                config = _short(last.parent.parent / "config.yaml")
+                config = _short(folder / "config.yaml")
                 _log.info(f"Go on with   python -m agr_lightning fit --config {config} --ckpt_path {_short(last)}")
             raise KeyboardInterrupt from None
 

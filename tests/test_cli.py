@@ -266,6 +266,7 @@ def test_without_logger_or_checkpoints(run: Run, here: Path, option: str) -> Non
 def test_a_diverged_run_is_an_error(run: Run, here: Path) -> None:
     code, _, err = run(*FIT, "--model.learning_rate", "1e12")
     assert code == 1 and "training has diverged" in err and "--model.learning_rate" in err
+    assert not list(here.rglob("results.json"))
 
 
 def test_a_test_root_is_remembered(run: Run, here: Path) -> None:

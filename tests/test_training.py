@@ -238,6 +238,14 @@ def test_two_processes_train_and_balance(here: Path) -> None:
     assert _results(run)["n"] == len((run / "splits" / "test.txt").read_text().splitlines())
 
 
+def test_two_processes_refuse_fewer_images_than_processes(trained: Path, here: Path) -> None:
+    (here / "test.txt").write_text((trained / "splits" / "test.txt").read_text().splitlines()[0])
+    done = _command(
+        here, "test", "--ckpt_path", str(trained), "--data.split", ".", "--trainer.accelerator", "cpu", *TWO
+    )
+    assert done.returncode == 1 and "1 images are too few for 2 devices" in done.stderr
+
+
 def test_two_processes_fail_with_one_line(here: Path) -> None:
     done = _command(here, "fit", *FAST, "--data.root", "nowhere", *TWO)
     assert done.returncode == 1

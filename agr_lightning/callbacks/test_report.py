@@ -30,11 +30,10 @@ class TestReport(lightning.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, UTKFaceDataModule)
         # Gathered on all ranks, written by one.
-        rows = pl_module.table.compute().cpu().numpy()
+        table = pl_module.predictions()
         folder = run_folder(trainer)
         if folder is None:
             return
-        table = Table.from_rows(rows)
         results = make_results(table, data.split["test"], _facts(trainer, pl_module))
         atomic_json(folder / RESULTS_FILE, results)
         self._draw(trainer, data, table, folder)

@@ -284,8 +284,12 @@ class UTKFaceDataModule(lightning.LightningDataModule):
     def _loader(
         self, dataset: Dataset[T], sampler: TrainSampler | EvalSampler, drop_last: bool = False
     ) -> DataLoader[T]:
-        if len(sampler) == 0:
-            raise UserError("there are fewer images than devices: use fewer with --trainer.devices.")
+        # Asked of the whole, so that all processes stop: one that did alone would leave the others waiting.
+        if len(dataset) < sampler.num_replicas:  # type: ignore[arg-type]
+            raise UserError(
+                f"{len(dataset):,} images are too few for {sampler.num_replicas} devices; "  # type: ignore[arg-type]
+                "use fewer with --trainer.devices."
+            )
         return LateLoader(
             dataset=dataset,
             batch_size=self._batch_size,
