@@ -3,7 +3,8 @@
 from collections import Counter
 from pathlib import Path
 
-from agr_lightning.data.index import Index, Sample, build_index
+from agr_lightning.data.index import Index, build_index
+from agr_lightning.data.samples import Sample, Samples
 from agr_lightning.errors import UserError
 from agr_lightning.files import Json, atomic_json
 from agr_lightning.labels import AGE_BANDS, GENDERS, MISSING, RACES, age_band
@@ -56,7 +57,7 @@ def _as_text(index: Index, output: str | None) -> str:
     return "\n".join(lines)
 
 
-def _table(samples: list[Sample]) -> list[str]:
+def _table(samples: Samples) -> list[str]:
     """Counts by age band, gender and race, with the totals."""
     races = [*RACES, "unknown"] if any(sample.race == MISSING for sample in samples) else list(RACES)
     lines = [f"{'age':8}" + "".join(f"{name:>9}" for name in [*GENDERS, *races, "all"]) + "   share"]

@@ -2,15 +2,20 @@
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from agr_lightning.errors import UserError
+
+# A partial file or folder that nobody has written to for so long, in seconds, is of a process that was killed.
+_ABANDONED = 3600
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -41,13 +46,15 @@ def walk_files(folder: Path) -> Iterator[str]:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders.sort()
+        below = "" if Path(parent) == folder else f"{Path(parent).relative_to(folder).as_posix()}/"
         for file in files:
-            yield Path(parent, file).relative_to(folder).as_posix()
+            yield below + file
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears under its name only when the block ends without an error."""
+    _sweep(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     partial = Path(name)
     try:
@@ -81,6 +88,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     When another process made the same folder meanwhile, that one stays.
     """
+    _sweep(path)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
         partial.chmod(0o777 & ~_umask())
@@ -92,6 +100,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sweep(path: Path) -> None:
+    """Removes what killed processes have left of earlier attempts at the same file or folder."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with contextlib.suppress(OSError):
+            if time.time() - partial.stat().st_mtime < _ABANDONED:
+                continue
+            if partial.is_dir():
+                shutil.rmtree(partial)
+            else:
+                partial.unlink()
 
 
 def _umask() -> int:

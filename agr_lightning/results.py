@@ -2,14 +2,13 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from agr_lightning.data.index import Sample
+from agr_lightning.data.samples import Samples
 from agr_lightning.files import Json
 from agr_lightning.labels import AGE_BANDS, GENDERS, MISSING, RACES, age_band
 
@@ -71,6 +70,7 @@ class RunFacts:
     backbone: str
     parameters: int
     age_margin: float | None
+    training_seconds: float | None = None
 
 
 def interval_margin(errors: NDArray[np.floating]) -> float:
@@ -90,7 +90,7 @@ def interval_margin(errors: NDArray[np.floating]) -> float:
     return float(np.sort(errors)[rank - 1]) if rank <= n else math.nan
 
 
-def make_results(table: Table, samples: Sequence[Sample], facts: RunFacts) -> dict[str, Json]:
+def make_results(table: Table, samples: Samples, facts: RunFacts) -> dict[str, Json]:
     """The content of results.json.
 
     Args:
@@ -102,9 +102,9 @@ def make_results(table: Table, samples: Sequence[Sample], facts: RunFacts) -> di
         ``metrics`` with their 95 % intervals, ``groups``, ``n``, and the facts. A figure that cannot be
         computed is None.
     """
-    chosen = [samples[i] for i in table.place]
+    chosen = samples.take(table.place)
     values = table.per_sample()
-    intervals = bootstrap_intervals(values, [sample.group for sample in chosen])
+    intervals = bootstrap_intervals(values, chosen.group)
     metrics: dict[str, Json] = {name: _mean(column) for name, column in values.items()}
     metrics["intervals"] = {name: list(bounds) if bounds else None for name, bounds in intervals.items()}
     return {
@@ -116,18 +116,19 @@ def make_results(table: Table, samples: Sequence[Sample], facts: RunFacts) -> di
         "epoch": facts.epoch,
         "backbone": facts.backbone,
         "parameters": facts.parameters,
+        "training_seconds": facts.training_seconds,
         "test_set": _digest(chosen),
     }
 
 
 def bootstrap_intervals(
-    values: dict[str, NDArray[np.float64]], clusters: Sequence[str]
+    values: dict[str, NDArray[np.float64]], clusters: ArrayLike
 ) -> dict[str, tuple[float, float] | None]:
     """Percentile bootstrap intervals of means, copies of a photo resampled together.
 
     Args:
         values: by metric, a value per sample; NaN where unknown.
-        clusters: for each sample the name of its group.
+        clusters: for each sample the number of its group.
 
     Returns:
         By metric the bounds of its 95 % interval, or None for fewer than two groups with a known value; the same
@@ -194,7 +195,7 @@ def _coverage(table: Table, margin: float | None) -> Json:
     return {"level": AGE_INTERVAL_LEVEL, "margin": margin, "coverage": float((error <= margin).mean())}
 
 
-def _digest(samples: Sequence[Sample]) -> str:
+def _digest(samples: Samples) -> str:
     """A fingerprint of the test set, to tell whether two runs were tested on the same images."""
     lines = sorted(f"{s.name} {s.age} {s.gender} {s.race}\n" for s in samples)
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]

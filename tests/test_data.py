@@ -1,5 +1,6 @@
 """Cache, cards, transforms, batches."""
 
+import math
 import os
 import pickle
 import resource
@@ -10,18 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from agr_lightning.data.cache import cached_images, resize
+from agr_lightning.data.cache import cached_images, read_rows, resize
 from agr_lightning.data.cards import draw_card, draw_cards
 from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.data.dataset import FaceDataset
 from agr_lightning.data.images import read_rgb
 from agr_lightning.data.index import Index, build_index
-from agr_lightning.data.sampling import Draw
-from agr_lightning.data.transforms import PRESETS, Augmentation, Preset
+from agr_lightning.data.presets import PRESETS, Preset
+from agr_lightning.data.samples import Sample
+from agr_lightning.data.sampling import Draw, SizeSchedule
+from agr_lightning.data.transforms import Augmentation
 from agr_lightning.errors import UserError
 from agr_lightning.labels import MISSING
-from tests.conftest import save_noise
+from tests.conftest import columns, save_noise
 
 # ---------------------------------------------------------------------- cards
 
@@ -76,6 +81,45 @@ def test_the_cache_is_made_once_and_anew_when_an_image_changes(tmp_path: Path) -
     assert (images()[1] != first[1]).any() and (images()[0] == first[0]).all()
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux what is resident")
+def test_what_was_read_of_the_cache_does_not_stay_in_memory(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", np.ones((1000, 128, 128, 3), np.uint8))
+    images = np.load(tmp_path / "images.npy", mmap_mode="r")
+
+    def resident() -> int:
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(fields["RssFile"].split()[0]) // 1000
+
+    before = resident()
+    for start in range(0, 1000, 50):
+        assert read_rows(images, np.arange(start, start + 50)).min() == 1
+    assert resident() - before < 10  # of 49 MB
+
+
+def test_a_killed_build_leaves_no_cache_and_two_at_once_agree(tmp_path: Path) -> None:
+    """Two processes build the same cache, a third is killed while it does: the array is whole, and there is one."""
+    data, cache = tmp_path / "data", tmp_path / "cache"
+    for seed in range(40):
+        save_noise(data / f"2{seed % 10}_0_1_{seed}.jpg", seed)
+    code = (
+        "import sys, time, agr_lightning.data.cache as c; from agr_lightning.data.index import build_index\n"
+        "load = c._load; c._load = lambda *a: time.sleep(0.05) or load(*a)\n"
+        "samples = build_index(sys.argv[1], sys.argv[2]).samples; print('building', flush=True)\n"
+        "print(int(c.cached_images(samples, 64, sys.argv[2]).sum()))"
+    )
+    command = [sys.executable, "-c", code, str(data), str(cache)]
+    killed, *others = (subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3))
+    assert killed.stdout is not None and killed.stdout.readline() == "building\n"
+    killed.kill()
+    killed.communicate()
+    sums = {other.communicate(timeout=120)[0].split()[-1] for other in others}
+    (built,) = cache.glob("images-*.npy")
+    whole = cached_images(build_index(str(data), str(cache)).samples, 64, str(cache))
+    assert sums == {str(whole.sum())} and whole.shape == (40, 64, 64, 3)
+    assert (whole[7] == resize(read_rgb(build_index(str(data), str(cache)).samples[7].path), 64)).all()
+    assert built.is_file()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="limits file sizes as Unix does")
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(index: Index, tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -86,6 +130,19 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(index: Index, tmp_path: 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_build_left_is_swept_up(index: Index, tmp_path: Path) -> None:
+    cached_images(index.samples, 32, str(tmp_path))
+    (built,) = tmp_path.iterdir()
+    name = built.name
+    built.unlink()
+    old, new = tmp_path / f".{name}.a.partial", tmp_path / f".{name}.b.partial"
+    for partial in (old, new):
+        partial.touch()
+    os.utime(old, (1, 1))
+    cached_images(index.samples, 32, str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {name, new.name}
 
 
 def test_an_image_that_vanishes_meanwhile_is_named(tmp_path: Path) -> None:
@@ -231,13 +288,33 @@ def test_workers_and_epochs_draw_different_parameters(monkeypatch: pytest.Monkey
 def test_workers_do_not_share_their_draws() -> None:
     """The same picture in all places: what two workers make of it must differ."""
     images = np.broadcast_to(PICTURE, (64, 48, 48, 3))
-    sample = _module().split["train"][0]
-    dataset = FaceDataset([sample] * 64, images, list(range(64)), Augmentation("strong", 48), seed=0)
+    samples = columns([Sample(str(i), str(i), 30, 0, 0, i) for i in range(64)])
+    dataset = FaceDataset(samples, images, Augmentation("strong", 48), seed=0)
     loader = torch.utils.data.DataLoader(
         dataset, 16, sampler=[Draw(0, i, i) for i in range(64)], collate_fn=lambda batch: batch, num_workers=2
     )
     made = torch.cat([batch.images for batch in loader]).flatten(1)
     assert len(torch.unique(made, dim=0)) == 64
+
+
+@given(st.integers(32, 256), st.integers(0, 224), st.integers(1, 60))
+def test_training_images_grow_to_their_full_size(first: int, more: int, epochs: int) -> None:
+    schedule = SizeSchedule(first, first + more, epochs)
+    sides = [schedule.at(epoch) for epoch in range(epochs)]
+    assert sides == sorted(sides) and sides[0] == (first if epochs > 1 else first + more)
+    assert all(side == first + more or side % 16 == 0 or side == first for side in sides)
+    # The last quarter is at full size, and so is whatever comes after it.
+    assert all(side == first + more for side in [*sides[math.ceil(0.75 * epochs) :], sides[-1], schedule.at(epochs)])
+
+
+def test_an_epoch_decides_the_size_of_its_batches() -> None:
+    module = _module(image_size=64, first_image_size=32)
+    dataset = FaceDataset(*module._sources.members("train"), sizes=SizeSchedule(32, 64, 8))
+    whole = FaceDataset(*module._sources.members("train"))[Draw(0, 0, 5)].images
+    sizes = [dataset[Draw(epoch, 0, 5)].images.shape[-1] for epoch in range(8)]
+    assert sizes == [32, 32, 32, 48, 48, 48, 64, 64]
+    shrunk = resize(whole[0].permute(1, 2, 0).numpy(), 32)
+    assert (dataset[Draw(0, 0, 5)].images[0].permute(1, 2, 0).numpy() == shrunk).all()
 
 
 def test_a_pickled_dataset_opens_the_cache_itself() -> None:

@@ -7,25 +7,28 @@ import numpy as np
 import pytest
 import torch
 
-from agr_lightning.data.index import Sample
+from agr_lightning.data.samples import Sample, Samples
 from agr_lightning.figures import draw_figures
 from agr_lightning.labels import MISSING, Task
 from agr_lightning.metrics import MaskedAccuracy, PredictionTable, StageMetrics
 from agr_lightning.models.network import Predictions
 from agr_lightning.results import RunFacts, Table, bootstrap_intervals, interval_margin, make_results
+from tests.conftest import columns
 
 FACTS = RunFacts("best.ckpt", 3, "agr_cnn", 1000, 6.0)
 
 
-def _samples(n: int, seed: int = 0) -> list[Sample]:
+def _samples(n: int, seed: int = 0) -> Samples:
     rng = np.random.default_rng(seed)
-    return [
-        Sample(f"{i}", f"{i}", (0, 0), int(rng.integers(0, 117)), int(rng.integers(2)), int(rng.integers(5)), f"{i}")
-        for i in range(n)
-    ]
+    return columns(
+        [
+            Sample(f"{i}", f"{i}", int(rng.integers(0, 117)), int(rng.integers(2)), int(rng.integers(5)), i)
+            for i in range(n)
+        ]
+    )
 
 
-def _table(samples: list[Sample], tasks: tuple[str, ...] = ("age", "gender", "race"), seed: int = 0) -> Table:
+def _table(samples: Samples, tasks: tuple[str, ...] = ("age", "gender", "race"), seed: int = 0) -> Table:
     rng = np.random.default_rng(seed)
     n = len(samples)
     gender, race = rng.dirichlet([1, 1], n), rng.dirichlet([1] * 5, n)
@@ -65,7 +68,7 @@ def test_results_are_what_can_be_counted_by_hand() -> None:
 
 
 def test_what_cannot_be_computed_is_null() -> None:
-    samples = [Sample(str(i), str(i), (0, 0), 30, 0, MISSING, str(i)) for i in range(3)]
+    samples = columns([Sample(str(i), str(i), 30, 0, MISSING, i) for i in range(3)])
     results = make_results(_table(samples, ("gender", "race")), samples, RunFacts("", None, "agr_cnn", 1, None))
     metrics = results["metrics"]
     assert isinstance(metrics, dict)
@@ -85,26 +88,26 @@ def test_bootstrap_intervals_cover_the_truth_about_as_often_as_they_say() -> Non
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(100):
-        low, high = bootstrap_intervals({"x": rng.normal(3, 2, 80)}, [str(i) for i in range(80)])["x"]  # type: ignore[misc]
+        low, high = bootstrap_intervals({"x": rng.normal(3, 2, 80)}, range(80))["x"]  # type: ignore[misc]
         covered += low <= 3 <= high
     assert 87 <= covered <= 100
 
 
 def test_copies_of_a_photo_count_as_one_observation() -> None:
     values = np.random.default_rng(0).normal(0, 1, 100)
-    apart = bootstrap_intervals({"x": np.repeat(values, 4)}, [str(i) for i in range(400)])["x"]
-    together = bootstrap_intervals({"x": np.repeat(values, 4)}, [str(i // 4) for i in range(400)])["x"]
+    apart = bootstrap_intervals({"x": np.repeat(values, 4)}, range(400))["x"]
+    together = bootstrap_intervals({"x": np.repeat(values, 4)}, [i // 4 for i in range(400)])["x"]
     assert apart and together
     assert (together[1] - together[0]) == pytest.approx(2 * (apart[1] - apart[0]), rel=0.15)
 
 
 def test_a_perfect_score_has_an_interval_too() -> None:
-    interval = bootstrap_intervals({"x": np.ones(150)}, [str(i) for i in range(150)])["x"]
+    interval = bootstrap_intervals({"x": np.ones(150)}, range(150))["x"]
     assert interval and interval[1] == 1 and interval[0] == pytest.approx(0.975, abs=0.001)
 
 
 def test_one_photo_has_no_interval() -> None:
-    assert bootstrap_intervals({"x": np.array([7.5])}, ["a"]) == {"x": None}
+    assert bootstrap_intervals({"x": np.array([7.5])}, [0]) == {"x": None}
 
 
 def test_the_margin_covers_new_errors() -> None:
@@ -188,6 +191,6 @@ def test_figures_say_the_figure() -> None:
 
 
 def test_figures_of_absent_tasks_are_left_out() -> None:
-    samples = [Sample(str(i), str(i), (0, 0), 30, 0, MISSING, str(i)) for i in range(5)]
+    samples = columns([Sample(str(i), str(i), 30, 0, MISSING, i) for i in range(5)])
     figures = draw_figures(_table(samples, ("gender",)), np.zeros((5, 16, 16, 3), np.uint8))
     assert set(figures) == {"sample_faces", "confusion_gender"}

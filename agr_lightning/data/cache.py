@@ -3,8 +3,8 @@
 import errno
 import hashlib
 import math
+import mmap
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from agr_lightning.data.images import ImageError, read_rgb
-from agr_lightning.data.index import Sample
+from agr_lightning.data.samples import Samples
 from agr_lightning.errors import UserError
 from agr_lightning.files import atomic_write, cache_folder
 
@@ -22,6 +22,9 @@ from agr_lightning.files import atomic_write, cache_folder
 _CACHE_VERSION = 1
 
 _PORTION = 1024
+
+# Several threads or loader workers, each with OpenCV's own threads, are slower than they are alone.
+cv2.setNumThreads(0)
 
 
 def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -36,7 +39,7 @@ def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.asarray(resized, dtype=np.uint8)
 
 
-def cached_images(samples: Sequence[Sample], size: int, cache_dir: str | None = None) -> NDArray[np.uint8]:
+def cached_images(samples: Samples, size: int, cache_dir: str | None = None) -> NDArray[np.uint8]:
     """The samples' images, decoded and resized, as an array that is read from disk when touched.
 
     The array is made in the first call and found in later ones, by the samples' paths, sizes and times of
@@ -54,8 +57,8 @@ def cached_images(samples: Sequence[Sample], size: int, cache_dir: str | None = 
         UserError: when the disk is too full, or an image has become unreadable meanwhile.
     """
     key = hashlib.sha256(f"{_CACHE_VERSION} {size}".encode())
-    for sample in samples:
-        key.update(f"{sample.path}|{sample.stamp}\n".encode("utf-8", "surrogateescape"))
+    for file, stamp in zip(samples.files, samples.stamps.tolist(), strict=True):
+        key.update(f"{samples.folder}/{file}|{tuple(stamp)}\n".encode("utf-8", "surrogateescape"))
     path = cache_folder(cache_dir) / f"images-{size}-{key.hexdigest()[:16]}.npy"
     if not path.exists():
         _build(samples, size, path)
@@ -63,7 +66,18 @@ def cached_images(samples: Sequence[Sample], size: int, cache_dir: str | None = 
     return images
 
 
-def _build(samples: Sequence[Sample], size: int, path: Path) -> None:
+def read_rows(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """These rows, copied; what was read of a file does not stay in this process's memory.
+
+    The system keeps it in its page cache, for as long as nothing else needs the room.
+    """
+    chosen = np.asarray(images[rows])
+    if isinstance(images, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+        images._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+    return chosen
+
+
+def _build(samples: Samples, size: int, path: Path) -> None:
     shape = (len(samples), size, size, 3)
     bar = tqdm(desc="Decoding images", total=len(samples), unit="image", delay=2, leave=False, disable=None)
     try:
@@ -72,7 +86,8 @@ def _build(samples: Sequence[Sample], size: int, path: Path) -> None:
             np.lib.format.write_array_header_1_0(file, header)
             # In portions: the pool would run ahead of a slow disk, and hold all that it decoded.
             for start in range(0, len(samples), _PORTION):
-                for image in pool.map(lambda s: _load(s, size), samples[start : start + _PORTION]):
+                portion = range(start, min(start + _PORTION, len(samples)))
+                for image in pool.map(lambda i: _load(samples.path(i), size), portion):
                     file.write(image.tobytes())
                     bar.update()
     except OSError as error:
@@ -84,8 +99,8 @@ def _build(samples: Sequence[Sample], size: int, path: Path) -> None:
         ) from None
 
 
-def _load(sample: Sample, size: int) -> NDArray[np.uint8]:
+def _load(path: str, size: int) -> NDArray[np.uint8]:
     try:
-        return resize(read_rgb(sample.path), size)
+        return resize(read_rgb(path), size)
     except ImageError as error:
-        raise UserError(f"{sample.path} has changed since it was checked: {error}. Run the command again.") from None
+        raise UserError(f"{path} has changed since it was checked: {error}. Run the command again.") from None

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from agr_lightning.data.cache import resize
+from agr_lightning.data.cache import read_rows, resize
 from agr_lightning.data.images import ImageError, read_rgb
-from agr_lightning.data.index import Sample
-from agr_lightning.data.sampling import Draw
-from agr_lightning.data.transforms import Augmentation
+from agr_lightning.data.samples import Samples
+from agr_lightning.data.sampling import Draw, SizeSchedule
+
+if TYPE_CHECKING:
+    from agr_lightning.data.transforms import Augmentation
 
 T = TypeVar("T")
 
@@ -42,28 +44,27 @@ class FaceDataset(Dataset[Batch]):
 
     Args:
         samples: what the dataset holds.
-        images: cached images, uint8 ``(rows, size, size, 3)``.
-        rows: for each sample its row in ``images``.
+        images: cached images, uint8 ``(rows, size, size, 3)``, of which ``samples.row`` are rows.
         augmentation: applied to each image that is drawn; None for evaluation.
         seed: with a draw's epoch and position it fixes the augmentation.
+        sizes: side of the images in each epoch; None for that of the cache. Images are shrunk after their
+            augmentation, which so needs to know one size only.
     """
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        samples: Samples,
         images: NDArray[np.uint8],
-        rows: Sequence[int],
-        augmentation: Augmentation | None = None,
+        augmentation: "Augmentation | None" = None,
         seed: int = 0,
+        sizes: SizeSchedule | None = None,
     ) -> None:
-        self.samples = samples
         self._images = images
-        self._rows = np.asarray(rows, dtype=np.int64)
+        # Columns alone: names would be copied to every loader worker.
+        self._rows, self._age, self._gender, self._race = samples.row, samples.age, samples.gender, samples.race
         self._augmentation = augmentation
         self._seed = seed
-        self._age = torch.tensor([sample.age for sample in samples], dtype=torch.float32)
-        self._gender = torch.tensor([sample.gender for sample in samples])
-        self._race = torch.tensor([sample.race for sample in samples])
+        self._sizes = sizes
 
     def __getstate__(self) -> dict[str, object]:
         # Where loader workers are spawned, they open the cache themselves: pickling would copy all of it.
@@ -76,7 +77,7 @@ class FaceDataset(Dataset[Batch]):
             self._images = np.load(state["_images"], mmap_mode="r")
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self._rows)
 
     def __getitem__(self, draw: Draw) -> Batch:
         return self.__getitems__([draw])
@@ -87,13 +88,20 @@ class FaceDataset(Dataset[Batch]):
         A sampler that is not ours, as under --trainer.overfit_batches, gives places alone.
         """
         known = [draw if isinstance(draw, Draw) else Draw(0, draw, draw) for draw in draws]
-        place = torch.tensor([draw.place for draw in known])
-        images = self._images[self._rows[place.numpy()]]
+        place = np.array([draw.place for draw in known])
+        images = read_rows(self._images, self._rows[place])
         if self._augmentation is not None:
             for image, draw in zip(images, known, strict=True):
                 image[:] = self._augmentation(image, (self._seed, draw.epoch, draw.position))
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-        return Batch(pixels, self._age[place], self._gender[place], self._race[place], place)
+        if self._sizes is not None:
+            images = np.stack([resize(image, self._sizes.at(known[0].epoch)) for image in images])
+        return Batch(
+            torch.from_numpy(images).permute(0, 3, 1, 2),
+            torch.from_numpy(self._age[place].astype(np.float32)),
+            torch.from_numpy(self._gender[place].astype(np.int64)),
+            torch.from_numpy(self._race[place].astype(np.int64)),
+            torch.from_numpy(place),
+        )
 
 
 class PhotoBatch(NamedTuple):

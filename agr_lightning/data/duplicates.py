@@ -5,6 +5,7 @@ Integer arithmetic throughout, so that every machine finds the same groups.
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 THUMBNAIL = 32
 
@@ -35,7 +36,8 @@ def find_groups(thumbnails: NDArray[np.uint8], digests: NDArray[np.uint8]) -> ND
     _, first, inverse = np.unique(digests, axis=0, return_index=True, return_inverse=True)
     for i, leader in enumerate(first[inverse.reshape(-1)]):
         _join(parent, i, int(leader))
-    for left, right in _near_pairs(thumbnails):
+    different = np.sort(first)
+    for left, right in different[_near_pairs(thumbnails[different])]:
         _join(parent, int(left), int(right))
     return np.array([_root(parent, i) for i in range(len(parent))], dtype=np.int64)
 
@@ -43,7 +45,8 @@ def find_groups(thumbnails: NDArray[np.uint8], digests: NDArray[np.uint8]) -> ND
 def _near_pairs(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
     hashes = _hashes(thumbnails)
     found = []
-    for start in range(0, len(hashes), _ROWS_AT_ONCE):
+    starts = range(0, len(hashes), _ROWS_AT_ONCE)
+    for start in tqdm(starts, "Comparing images", delay=2, leave=False, disable=None):
         rows = hashes[start : start + _ROWS_AT_ONCE]
         differing = np.zeros((len(rows), len(hashes) - start), dtype=np.uint8)
         for word in range(hashes.shape[1]):

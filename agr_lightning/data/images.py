@@ -13,6 +13,9 @@ MAX_PIXELS = 100_000_000
 # What a folder given to `predict` is searched for.
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
+# How the reason begins where the file could not be opened at all.
+CANNOT_BE_READ = "cannot be read"
+
 
 class ImageError(ValueError):
     """A file that cannot be used as an image; the text is the reason."""
@@ -41,7 +44,7 @@ def read_bytes(path: str | Path) -> bytes:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise ImageError(f"cannot be read ({error.strerror})") from error
+        raise ImageError(f"{CANNOT_BE_READ} ({error.strerror})") from error
     if not content:
         raise ImageError("empty file")
     return content

@@ -6,8 +6,8 @@ import os
 import zipfile
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,37 +16,15 @@ from tqdm import tqdm
 
 from agr_lightning.data.archive import unpack
 from agr_lightning.data.duplicates import THUMBNAIL, find_groups
-from agr_lightning.data.images import ImageError, decode_rgb, read_bytes
+from agr_lightning.data.images import CANNOT_BE_READ, ImageError, decode_rgb, read_bytes
+from agr_lightning.data.samples import Sample, Samples
 from agr_lightning.errors import UserError
 from agr_lightning.files import atomic_write, cache_folder, walk_files
-from agr_lightning.labels import LabelError, parse_name
+from agr_lightning.labels import MISSING, Label, LabelError, parse_name
 
 # Part of the name of every stored scan: raise it when what is stored, or how it is computed, changes.
-_SCAN_VERSION = 1
+_SCAN_VERSION = 2
 _DIGEST_BYTES = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One usable image.
-
-    Attributes:
-        name: file name; with its folders below the root only where the file name alone is taken twice.
-        path: where the file lies.
-        stamp: size and time of change, to notice that the file is another one now.
-        age: years.
-        gender: index into ``labels.GENDERS``.
-        race: index into ``labels.RACES``, or ``labels.MISSING``.
-        group: name of the first sample, in name order, that shows the same photo; its own when alone.
-    """
-
-    name: str
-    path: str
-    stamp: tuple[int, int]
-    age: int
-    gender: int
-    race: int
-    group: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +48,18 @@ class Index:
         root: what the user named.
         samples: sorted by name.
         rejects: sorted by name.
-        digests: of the samples' files, uint8 ``(samples, 16)``.
-        thumbnails: of the samples, grayscale, uint8 ``(samples, 32, 32)``.
+        store: file that holds what was seen in the images.
     """
 
     root: str
-    samples: list[Sample]
+    samples: Samples
     rejects: list[Reject]
-    digests: NDArray[np.uint8]
-    thumbnails: NDArray[np.uint8]
+    store: Path
 
     def summary(self) -> str:
         """One line: how many images are used, how many are not, and why."""
         line = f"{self.root}: {len(self.samples):,} images"
-        without_race = sum(sample.race < 0 for sample in self.samples)
+        without_race = int((self.samples.race == MISSING).sum())
         if without_race:
             line += f" ({without_race} without a race label)"
         if self.rejects:
@@ -96,20 +72,33 @@ class Index:
 
     def duplicate_groups(self) -> list[list[Sample]]:
         """The groups of two or more samples that show the same photo."""
-        groups = defaultdict(list)
-        for sample in self.samples:
-            groups[sample.group].append(sample)
-        return [members for members in groups.values() if len(members) > 1]
+        group = self.samples.group
+        values, counts = np.unique(group, return_counts=True)
+        members = defaultdict(list)
+        for i in np.flatnonzero(np.isin(group, values[counts > 1])):
+            members[int(group[i])].append(self.samples[int(i)])
+        return list(members.values())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Scan:
-    """What one look at a file's content found."""
+    """What one look at each file's content found, in columns.
 
-    stamp: tuple[int, int]
-    reason: str
-    digest: bytes
-    thumbnail: bytes
+    Attributes:
+        files: paths below the folder, sorted.
+        stamps: size and time of change, int64 ``(n, 2)``.
+        reasons: why a file is no image; empty for those that are.
+        digests: of the content, uint8 ``(n, 16)``.
+        thumbnails: grayscale, uint8 ``(n, 32, 32)``; not read from the store where all files are known.
+        groups: row of the first that shows the same photo; its own when alone, int64 ``(n,)``.
+    """
+
+    files: list[str]
+    stamps: NDArray[np.int64]
+    reasons: list[str]
+    digests: NDArray[np.uint8]
+    thumbnails: NDArray[np.uint8]
+    groups: NDArray[np.int64]
 
 
 def build_index(root: str, cache_dir: str | None = None, option: str = "--data.root") -> Index:
@@ -135,129 +124,170 @@ def build_index(root: str, cache_dir: str | None = None, option: str = "--data.r
     if not files:
         raise UserError(f"{option} {root} holds no files; it should hold images named AGE_GENDER_RACE_DATETIME.jpg.")
 
-    labels, rejects = {}, []
-    for name in files:
-        try:
-            if "\n" in name or "\r" in name:
-                raise LabelError("line break in the file name")  # which no list of names could hold
-            labels[name] = parse_name(PurePosixPath(name).name)
-        except LabelError as error:
-            rejects.append(Reject(name, str(error)))
-    scans = _scan(folder, list(labels), cache)
-    rejects += [Reject(name, scan.reason) for name, scan in scans.items() if scan.reason]
-    kept, copies = _short_names({name: scan for name, scan in scans.items() if not scan.reason})
-    rejects += copies
-
+    labels, rejects = _read_labels(files)
+    store = cache / f"scan-v{_SCAN_VERSION}-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]}.npz"
+    scan = _scan(folder, list(labels), store)
+    rejects += [Reject(name, reason) for name, reason in zip(scan.files, scan.reasons, strict=True) if reason]
+    kept, copies = _short_names(scan)
+    rejects += [Reject(scan.files[row], "copy of a file of the same name") for row in copies]
+    rejects.sort(key=lambda reject: reject.name)
     if not kept:
-        first = min(rejects, key=lambda reject: reject.name)
         raise UserError(
-            f"{option} {root} holds {len(files)} files but no usable image; for one, {first.name}: {first.reason}. "
-            "Names should be AGE_GENDER_RACE_DATETIME.jpg."
+            f"{option} {root} holds {len(files)} files but no usable image; for one, {rejects[0].name}: "
+            f"{rejects[0].reason}. Names should be AGE_GENDER_RACE_DATETIME.jpg."
         )
-
-    samples = []
-    names = sorted(kept, key=kept.__getitem__)
-    for name in names:
-        short, label = kept[name], labels[name]
-        samples.append(Sample(short, str(folder / name), scans[name].stamp, label.age, label.gender, label.race, short))
-    digests = _rows([scans[name].digest for name in names])
-    thumbnails = _rows([scans[name].thumbnail for name in names]).reshape(-1, THUMBNAIL, THUMBNAIL)
-    leaders = find_groups(thumbnails, digests)
-    samples = [replace(sample, group=samples[leader].name) for sample, leader in zip(samples, leaders, strict=True)]
-    return Index(root, samples, sorted(rejects, key=lambda reject: reject.name), digests, thumbnails)
-
-
-def shared_photos(index: Index, other: Index) -> set[str]:
-    """Names of the samples of ``index`` that show a photo that ``other`` shows too."""
-    leaders = find_groups(
-        np.concatenate([other.thumbnails, index.thumbnails]), np.concatenate([other.digests, index.digests])
+    rows = np.array(sorted(kept, key=kept.__getitem__))
+    known = [labels[scan.files[row]] for row in rows]
+    samples = Samples(
+        folder,
+        names=[kept[row] for row in rows],
+        files=[scan.files[row] for row in rows],
+        stamps=scan.stamps[rows],
+        age=np.array([label.age for label in known], np.uint8),
+        gender=np.array([label.gender for label in known], np.int8),
+        race=np.array([label.race for label in known], np.int8),
+        group=scan.groups[rows],
+        row=np.arange(len(rows)),
     )
-    taken = set(leaders[: len(other.samples)].tolist())
-    own = leaders[len(other.samples) :].tolist()
-    return {sample.name for sample, leader in zip(index.samples, own, strict=True) if leader in taken}
+    return Index(root, samples, rejects, store)
 
 
-def _short_names(scans: dict[str, _Scan]) -> tuple[dict[str, str], list[Reject]]:
-    """Gives each path its sample name; a second copy of the same name and bytes is rejected."""
-    by_file_name = defaultdict(list)
-    for name in sorted(scans):
-        by_file_name[PurePosixPath(name).name].append(name)
-    kept, rejects = {}, []
-    for file_name, names in by_file_name.items():
-        seen: dict[bytes, str] = {}
-        for name in names:
-            if scans[name].digest in seen:
-                rejects.append(Reject(name, "copy of a file of the same name"))
-            else:
-                seen[scans[name].digest] = name
-        for name in seen.values():
-            kept[name] = file_name if len(seen) == 1 else name
-    return kept, rejects
+def shared_photos(index: Index, other: Index) -> NDArray[np.bool_]:
+    """Which samples of ``index`` show a photo that ``other`` shows too, ``(samples,)``."""
+    digests, thumbnails = zip(_looks(other), _looks(index), strict=True)
+    leaders = find_groups(np.concatenate(thumbnails), np.concatenate(digests))
+    n = len(other.samples)
+    return np.isin(leaders[n:], leaders[:n])
 
 
-def _scan(folder: Path, names: list[str], cache: Path) -> dict[str, _Scan]:
+def _looks(index: Index) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Digests and thumbnails of an index's samples."""
+    scan = _load(index.store, thumbnails=True)
+    assert scan is not None, "build_index has written it"
+    place = {name: row for row, name in enumerate(scan.files)}
+    rows = [place[name] for name in index.samples.files]
+    return scan.digests[rows], scan.thumbnails[rows]
+
+
+def _read_labels(files: list[str]) -> tuple[dict[str, Label], list[Reject]]:
+    labels, rejects = {}, []
+    for file in files:
+        try:
+            if "\n" in file or "\r" in file:
+                raise LabelError("line break in the file name")  # which no list of names could hold
+            labels[file] = parse_name(file.rpartition("/")[2])
+        except LabelError as error:
+            rejects.append(Reject(file, str(error)))
+    return labels, rejects
+
+
+def _short_names(scan: _Scan) -> tuple[dict[int, str], list[int]]:
+    """Gives each image its sample name, by row; a second copy of the same name and bytes is left out."""
+    by_name = defaultdict(list)
+    for row, (file, reason) in enumerate(zip(scan.files, scan.reasons, strict=True)):
+        if not reason:
+            by_name[file.rpartition("/")[2]].append(row)
+    kept, copies = {}, []
+    for name, rows in by_name.items():
+        if len(rows) == 1:
+            kept[rows[0]] = name
+            continue
+        seen: dict[bytes, int] = {}
+        copies += [row for row in rows if seen.setdefault(scan.digests[row].tobytes(), row) != row]
+        for row in seen.values():
+            kept[row] = name if len(seen) == 1 else scan.files[row]
+    return kept, copies
+
+
+def _scan(folder: Path, files: list[str], store: Path) -> _Scan:
     """Looks at the content of each file, or at what an earlier look found."""
-    key = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]
-    store = cache / f"scan-v{_SCAN_VERSION}-{key}.npz"
-    known = _load_scans(store)
-    stamps = {name: _stamp(folder / name) for name in names}
-    scans = {name: known[name] for name in names if name in known and known[name].stamp == stamps[name]}
-    missing = [name for name in names if name not in scans]
-    if missing:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            found = pool.map(lambda name: _scan_file(folder / name, stamps[name]), missing)
-            bar = tqdm(found, "Checking images", len(missing), unit="image", delay=2, leave=False, disable=None)
-            scans.update(zip(missing, bar, strict=True))
-        _save_scans(store, scans)
-    return {name: scans[name] for name in names}
+    stamps = np.array([_stamp(folder, file) for file in files], np.int64).reshape(-1, 2)
+    known = _load(store, thumbnails=False)
+    if (
+        known is not None
+        and known.files == files
+        and (known.stamps == stamps).all()
+        and not any(map(_denied, known.reasons))
+    ):
+        return known
+    known = _load(store, thumbnails=True)
+    reasons = [""] * len(files)
+    digests = np.zeros((len(files), _DIGEST_BYTES), np.uint8)
+    thumbnails = np.zeros((len(files), THUMBNAIL, THUMBNAIL), np.uint8)
+    places = {} if known is None else {file: row for row, file in enumerate(known.files)}
+    missing = []
+    for row, file in enumerate(files):
+        earlier = places.get(file)
+        if (
+            known is None
+            or earlier is None
+            or (known.stamps[earlier] != stamps[row]).any()
+            or _denied(known.reasons[earlier])
+        ):
+            missing.append(row)
+            continue
+        reasons[row], digests[row] = known.reasons[earlier], known.digests[earlier]
+        thumbnails[row] = known.thumbnails[earlier]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(lambda row: _scan_file(folder / files[row]), missing)
+        bar = tqdm(found, "Checking images", len(missing), unit="image", delay=2, leave=False, disable=None)
+        for row, (reason, digest, thumbnail) in zip(missing, bar, strict=True):
+            reasons[row], digests[row], thumbnails[row] = reason, digest, thumbnail
+    groups = np.arange(len(files))
+    readable = np.flatnonzero([not reason for reason in reasons])
+    groups[readable] = readable[find_groups(thumbnails[readable], digests[readable])]
+    scan = _Scan(files, stamps, reasons, digests, thumbnails, groups)
+    _save(store, scan)
+    return scan
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _stamp(folder: Path, file: str) -> tuple[int, int]:
     try:
-        status = path.stat()
+        status = os.stat(f"{folder}/{file}")  # noqa: PTH116 (a Path for each of many files takes as long as its stat)
     except OSError:
         return (0, 0)
     return (status.st_size, status.st_mtime_ns)
 
 
-def _scan_file(path: Path, stamp: tuple[int, int]) -> _Scan:
+def _denied(reason: str) -> bool:
+    """Whether a file could not be opened: permissions change without its time of change."""
+    return reason.startswith(CANNOT_BE_READ)
+
+
+def _scan_file(path: Path) -> tuple[str, NDArray[np.uint8], NDArray[np.uint8]]:
+    """Why it is no image, digest, and thumbnail."""
     try:
         content = read_bytes(path)
         rgb = decode_rgb(content, draft=2 * THUMBNAIL)
     except ImageError as error:
-        return _Scan(stamp, str(error), bytes(_DIGEST_BYTES), bytes(THUMBNAIL**2))
-    size = (THUMBNAIL, THUMBNAIL)
+        return str(error), np.zeros(_DIGEST_BYTES, np.uint8), np.zeros((THUMBNAIL, THUMBNAIL), np.uint8)
     digest = hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest()
-    gray = Image.fromarray(rgb).convert("L").resize(size, Image.Resampling.BOX)
-    return _Scan(stamp, "", digest, gray.tobytes())
+    gray = Image.fromarray(rgb).convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    return "", np.frombuffer(digest, np.uint8), np.asarray(gray)
 
 
-def _load_scans(store: Path) -> dict[str, _Scan]:
+def _load(store: Path, thumbnails: bool) -> _Scan | None:
+    """What an earlier look found; None when there was none, or it cannot be read."""
     try:
         with np.load(store, allow_pickle=False) as arrays:
-            columns = [arrays[name] for name in ("name", "stamp", "reason", "digest", "thumbnail")]
+            looks = arrays["thumbnails"] if thumbnails else np.empty((0, THUMBNAIL, THUMBNAIL), np.uint8)
+            files, reasons = _lines(arrays["files"]), _lines(arrays["reasons"])
+            return _Scan(files, arrays["stamps"], reasons, arrays["digests"], looks, arrays["groups"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent, or not what this version wrote
-        return {}
-    return {
-        str(name): _Scan((int(stamp[0]), int(stamp[1])), str(reason), digest.tobytes(), thumbnail.tobytes())
-        for name, stamp, reason, digest, thumbnail in zip(*columns, strict=True)
-    }
+        return None
 
 
-def _save_scans(store: Path, scans: dict[str, _Scan]) -> None:
-    found = list(scans.values())
+def _save(store: Path, scan: _Scan) -> None:
+    columns = {name: value for name, value in vars(scan).items() if isinstance(value, np.ndarray)}
     buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        name=np.array(list(scans), dtype=np.str_),
-        stamp=np.array([scan.stamp for scan in found], dtype=np.int64),
-        reason=np.array([scan.reason for scan in found], dtype=np.str_),
-        digest=_rows([scan.digest for scan in found]),
-        thumbnail=_rows([scan.thumbnail for scan in found]),
-    )
+    np.savez(buffer, allow_pickle=False, files=_text(scan.files), reasons=_text(scan.reasons), **columns)
     with atomic_write(store) as file:
-        file.write(buffer.getvalue())
+        file.write(buffer.getbuffer())
 
 
-def _rows(values: list[bytes]) -> NDArray[np.uint8]:
-    return np.frombuffer(b"".join(values), np.uint8).reshape(len(values), -1)
+def _text(lines: list[str]) -> NDArray[np.uint8]:
+    return np.frombuffer("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"), np.uint8)
+
+
+def _lines(text: NDArray[np.uint8]) -> list[str]:
+    return text.tobytes().decode("utf-8", "surrogateescape").split("\n")[:-1]

@@ -1,9 +1,10 @@
 """In which order samples are drawn: a function of seed and epoch, dealt to the ranks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import DistributedSampler
 
 
@@ -42,7 +43,7 @@ class TrainSampler(DistributedSampler[Draw]):
         size: int,
         seed: int,
         progress: Callable[[], tuple[int, int]],
-        weights: Sequence[float] | None = None,
+        weights: ArrayLike | None = None,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
@@ -82,7 +83,30 @@ class EvalSampler(DistributedSampler[Draw]):
         return len(self._own)
 
 
-def balancing_weights(classes: Sequence[int]) -> list[float]:
+class SizeSchedule(NamedTuple):
+    """The side of the training images, epoch by epoch: small ones first, which cost little.
+
+    Source: progressive resizing, as in Howard's entry to DAWNBench, 2018.
+
+    Attributes:
+        first: side in the first epoch, pixels.
+        last: side in the last quarter of the epochs; not below first.
+        epochs: length of the run.
+    """
+
+    first: int
+    last: int
+    epochs: int
+
+    def at(self, epoch: int) -> int:
+        """The side in this epoch, counted from 0: a multiple of 16 on the way from first to last."""
+        share = epoch / (0.75 * self.epochs)
+        if share >= 1 or epoch >= self.epochs - 1:
+            return self.last
+        return max(self.first, int(self.first + share * (self.last - self.first)) // 16 * 16)
+
+
+def balancing_weights(classes: ArrayLike) -> NDArray[np.float64]:
     """Weights under which each class is drawn equally often.
 
     Args:
@@ -91,8 +115,8 @@ def balancing_weights(classes: Sequence[int]) -> list[float]:
     Returns:
         A weight per sample.
     """
-    values, counts = np.unique(np.asarray(classes), return_counts=True)
+    values, place, counts = np.unique(np.asarray(classes), return_inverse=True, return_counts=True)
     labelled = counts[values >= 0]
     share = labelled.sum() / max(len(labelled), 1)
-    weight = {int(v): (share / c if v >= 0 else 1.0) for v, c in zip(values, counts, strict=True)}
-    return [float(weight[c]) for c in classes]
+    weights: NDArray[np.float64] = np.where(values >= 0, share / counts, 1.0)[place]
+    return weights

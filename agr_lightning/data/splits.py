@@ -2,25 +2,24 @@
 
 import hashlib
 import logging
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
-from agr_lightning.data.index import Sample
+import numpy as np
+from numpy.typing import NDArray
+
+from agr_lightning.data.samples import Samples
 from agr_lightning.errors import UserError
 from agr_lightning.files import atomic_text
-from agr_lightning.labels import AGE_MAX, AGE_MIN, GENDERS, age_band
+from agr_lightning.labels import AGE_MAX, AGE_MIN, GENDERS, RACES, age_band
 
 _log = logging.getLogger(__name__)
 
 Side = Literal["train", "val", "test"]
 SIDES: tuple[Side, ...] = ("train", "val", "test")
 
-Split = dict[Side, list[Sample]]
-
-T = TypeVar("T")
+Split = dict[Side, Samples]
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class SplitOptions:
                 raise UserError(f"--data.{name} {value} must be 1 or more.")
 
 
-def make_split(samples: Sequence[Sample], options: SplitOptions, sides: tuple[Side, ...] = SIDES) -> Split:
+def make_split(samples: Samples, options: SplitOptions, sides: tuple[Side, ...] = SIDES) -> Split:
     """Splits the samples as the options say, and keeps the part of them that the options allow.
 
     Args:
@@ -65,19 +64,19 @@ def make_split(samples: Sequence[Sample], options: SplitOptions, sides: tuple[Si
         options: how.
         sides: which of a folder's lists to read.
     """
-    ordered = sorted(samples, key=lambda sample: sample.name)
+    ordered = samples.take(sorted(range(len(samples)), key=samples.names.__getitem__))
     if options.split == "random":
         split = random_split(ordered, options.val_fraction, options.test_fraction, options.seed)
     else:
         split = read_split(Path(options.split).expanduser(), ordered, sides)
     aged: Split = {
-        side: [sample for sample in members if options.age_min <= sample.age <= options.age_max]
+        side: members.take((options.age_min <= members.age) & (members.age <= options.age_max))
         for side, members in split.items()
     }
     return _limit(aged, options)
 
 
-def random_split(samples: Sequence[Sample], val_fraction: float, test_fraction: float, seed: int) -> Split:
+def random_split(samples: Samples, val_fraction: float, test_fraction: float, seed: int) -> Split:
     """Splits so that each side has the same shares of age band, gender and race.
 
     Samples of one photo stay together: a group is dealt as one, by the labels of its first member.
@@ -91,32 +90,26 @@ def random_split(samples: Sequence[Sample], val_fraction: float, test_fraction: 
     Returns:
         Samples by side, in name order.
     """
-    groups = defaultdict(list)
-    for sample in samples:
-        groups[sample.group].append(sample)
-    # A test root may have taken the member that the group is named after.
-    leaders = [members[0] for members in groups.values()]
-    ordered = sorted(leaders, key=lambda sample: (_stratum(sample), _lot(seed, sample.name)))
-    test = _evenly(ordered, round(test_fraction * len(ordered)))
-    chosen = {sample.group for sample in test}
-    rest = [sample for sample in ordered if sample.group not in chosen]
-    val = {sample.group for sample in _evenly(rest, round(val_fraction * len(ordered)))}
-    split: Split = {side: [] for side in SIDES}
-    for sample in samples:
-        side: Side = "test" if sample.group in chosen else "val" if sample.group in val else "train"
-        split[side].append(sample)
-    return split
+    _, first, group = np.unique(samples.group, return_index=True, return_inverse=True)
+    leaders = samples.take(first)
+    order = np.lexsort((_lots(seed, leaders), _strata(leaders)))
+    test = order[_evenly(len(order), round(test_fraction * len(order)))]
+    rest = order[~np.isin(order, test)]
+    val = rest[_evenly(len(rest), round(val_fraction * len(order)))]
+    side = np.zeros(len(leaders), np.int8)
+    side[val], side[test] = SIDES.index("val"), SIDES.index("test")
+    return {name: samples.take(side[group] == code) for code, name in enumerate(SIDES)}
 
 
-def read_split(folder: Path, samples: Sequence[Sample], sides: tuple[Side, ...] = SIDES) -> Split:
+def read_split(folder: Path, samples: Samples, sides: tuple[Side, ...] = SIDES) -> Split:
     """Takes the members of each side from ``train.txt``, ``val.txt`` and ``test.txt``, one name a line.
 
     Raises:
         UserError: when there are no lists, when one cannot be read, when a name is on two sides, or when none of
             the names of a file is among the samples.
     """
-    by_name = {sample.name: sample for sample in samples}
-    split: Split = {side: [] for side in SIDES}
+    place = {name: i for i, name in enumerate(samples.names)}
+    split: Split = {side: samples.take([]) for side in SIDES}
     side_of: dict[str, Side] = {}
     if not any((folder / f"{side}.txt").is_file() for side in sides):
         raise UserError(f"--data.split {folder} must be 'random' or a folder with train.txt, val.txt and test.txt.")
@@ -133,8 +126,8 @@ def read_split(folder: Path, samples: Sequence[Sample], sides: tuple[Side, ...] 
             if name in side_of:
                 raise UserError(f"{name} is in both {side_of[name]}.txt and {side}.txt of {folder}; keep it in one.")
             side_of[name] = side
-        split[side] = [by_name[name] for name in names if name in by_name]
-        absent = [name for name in names if name not in by_name]
+        split[side] = samples.take([place[name] for name in names if name in place])
+        absent = [name for name in names if name not in place]
         if absent and not split[side]:
             raise UserError(
                 f"none of the {len(names):,} names in {path} is among the images (the first is {absent[0]}); "
@@ -152,13 +145,12 @@ def write_split(split: Split, folder: Path) -> None:
     """Writes ``train.txt``, ``val.txt`` and ``test.txt``, one name a line, which ``read_split`` takes."""
     folder.mkdir(parents=True, exist_ok=True)
     for side in SIDES:
-        atomic_text(folder / f"{side}.txt", "".join(f"{sample.name}\n" for sample in split[side]))
+        atomic_text(folder / f"{side}.txt", "".join(f"{name}\n" for name in split[side].names))
 
 
 def _warn_of_leaks(folder: Path, split: Split) -> None:
-    trained = {sample.group for sample in split["train"]}
     for side in SIDES[1:]:
-        leaks = sum(sample.group in trained for sample in split[side])
+        leaks = int(np.isin(split[side].group, split["train"].group).sum())
         if leaks:
             _log.warning(
                 f"{folder}: {leaks:,} of the {len(split[side]):,} {side} images show a photo that is in train too."
@@ -167,30 +159,36 @@ def _warn_of_leaks(folder: Path, split: Split) -> None:
 
 def _limit(split: Split, options: SplitOptions) -> Split:
     """Keeps at most so many images, on all sides together, each side and stratum its share."""
-    kept: list[tuple[Side, Sample]] = [(side, sample) for side in SIDES for sample in split[side]]
-
-    def shuffled(members: list[tuple[Side, Sample]]) -> list[tuple[Side, Sample]]:
-        return sorted(members, key=lambda m: (SIDES.index(m[0]), _stratum(m[1]), _lot(options.seed, m[1].name)))
-
+    if options.max_per_gender is None and options.max_samples is None:
+        return split
+    sides = np.repeat(np.arange(len(SIDES)), [len(split[side]) for side in SIDES])
+    places = np.concatenate([np.arange(len(split[side])) for side in SIDES])
+    gender = np.concatenate([split[side].gender for side in SIDES])
+    lots = np.concatenate([_lots(options.seed, split[side]) for side in SIDES])
+    kept = np.lexsort((lots, np.concatenate([_strata(split[side]) for side in SIDES]), sides))
     if options.max_per_gender is not None:
-        by_gender = [[m for m in kept if m[1].gender == gender] for gender in range(len(GENDERS))]
-        kept = [m for members in by_gender for m in _evenly(shuffled(members), options.max_per_gender)]
+        by_gender = [kept[gender[kept] == code] for code in range(len(GENDERS))]
+        chosen = np.concatenate([members[_evenly(len(members), options.max_per_gender)] for members in by_gender])
+        kept = kept[np.isin(kept, chosen)]
     if options.max_samples is not None:
-        kept = _evenly(shuffled(kept), options.max_samples)
-    names = {(side, sample.name) for side, sample in kept}
-    return {side: [sample for sample in split[side] if (side, sample.name) in names] for side in SIDES}
+        kept = kept[_evenly(len(kept), options.max_samples)]
+    return {side: split[side].take(np.sort(places[kept[sides[kept] == code]])) for code, side in enumerate(SIDES)}
 
 
-def _stratum(sample: Sample) -> tuple[int, int, int]:
-    return (age_band(sample.age), sample.gender, sample.race)
+def _strata(samples: Samples) -> NDArray[np.int64]:
+    """A number for each combination of age band, gender and race."""
+    band = np.array([age_band(age) for age in range(AGE_MAX + 1)])[samples.age]
+    # From -1, a missing one, to the last.
+    return (band * len(GENDERS) + samples.gender) * (len(RACES) + 1) + samples.race + 1
 
 
-def _lot(seed: int, name: str) -> bytes:
-    """A number drawn by name, so that no machine, library or listing order can change it."""
-    return hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogateescape")).digest()
+def _lots(seed: int, samples: Samples) -> NDArray[np.uint64]:
+    """A number drawn for each name, so that no machine, library or listing order can change it."""
+    texts = (f"{seed}:{name}".encode("utf-8", "surrogateescape") for name in samples.names)
+    return np.array([int.from_bytes(hashlib.sha256(text).digest()[:8]) for text in texts], np.uint64)
 
 
-def _evenly(items: Sequence[T], count: int) -> list[T]:
-    """``count`` of the items, evenly spread: each run of neighbours gives its share, to within one."""
-    n = len(items)
-    return [item for i, item in enumerate(items) if (i + 1) * count // n > i * count // n] if count < n else list(items)
+def _evenly(n: int, count: int) -> NDArray[np.int64]:
+    """``count`` places of ``n``, evenly spread: each run of neighbours gives its share, to within one."""
+    place = np.arange(n)
+    return place[(place + 1) * count // n > place * count // n] if count < n else place

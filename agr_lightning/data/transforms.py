@@ -1,15 +1,15 @@
-"""Albumentations pipelines for training. No other file knows Albumentations."""
+"""Albumentations pipelines for training. No other file knows Albumentations; this one is imported to train only."""
 
 import inspect
 import os
 import random
 import warnings
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from agr_lightning.data.presets import PRESETS, Preset, TransformSpec
 from agr_lightning.errors import UserError, did_you_mean
 
 # Albumentations asks the network for a newer version when it is imported; that can take a second.
@@ -17,17 +17,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 import cv2
 
-Preset = Literal["none", "light", "strong"]
-PRESETS: tuple[Preset, ...] = get_args(Preset)
-
 # How often a pipeline is tried before it is used: a transform with p = 0.2 then fires with 99 % certainty.
 _TRIALS = 20
-
-# One transform in YAML: `class_path` with the name, `init_args` with the arguments.
-TransformSpec = dict[str, str | dict[str, object]]
-
-# Several loader workers, each with OpenCV's own threads, are slower than workers alone.
-cv2.setNumThreads(0)
 
 
 class Augmentation:
