@@ -94,6 +94,17 @@ def test_the_joint_loss_is_the_weighted_sum() -> None:
     assert loss.total(losses).item() == pytest.approx(expected)
 
 
+def test_labels_are_smoothed_in_training_alone() -> None:
+    loss = JointLoss("l1", LossWeights(), label_smoothing=0.2)
+    race, labels = torch.randn(3, 5), _labels([1, 4, MISSING])
+    trained = loss({"race": race}, labels)["race"]
+    spread = -race[:2].log_softmax(1)
+    expected = (0.8 * spread[[0, 1], [1, 4]] + 0.2 * spread.mean(1)).mean()
+    assert trained.item() == pytest.approx(expected.item())
+    measured = loss.eval()({"race": race}, labels)["race"]
+    assert measured.item() == pytest.approx(F.cross_entropy(race[:2], torch.tensor([1, 4])).item())
+
+
 def test_samples_without_race_train_the_other_tasks() -> None:
     loss = JointLoss("l1", LossWeights())
     race = torch.randn(3, 5, requires_grad=True)

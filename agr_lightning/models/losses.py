@@ -81,10 +81,13 @@ class JointLoss(nn.Module):
     Args:
         age_loss: a name from ``AGE_LOSSES``.
         weights: one factor per task.
+        label_smoothing: in training, the share of each class label that is spread evenly over all classes
+            (Szegedy et al., "Rethinking the Inception Architecture", CVPR 2016, section 7).
     """
 
-    def __init__(self, age_loss: AgeLossName, weights: LossWeights) -> None:
+    def __init__(self, age_loss: AgeLossName, weights: LossWeights, label_smoothing: float = 0.0) -> None:
         super().__init__()
+        self._label_smoothing = label_smoothing
         self.age_loss = build_age_loss(age_loss)
         self.weights: dict[Task, float] = {
             "age": weights.age,
@@ -104,11 +107,12 @@ class JointLoss(nn.Module):
             A scalar per task in ``outputs``; exactly 0, with zero gradient, when no sample has the label.
         """
         losses: dict[Task, Tensor] = {}
+        smoothing = self._label_smoothing if self.training else 0.0
         for task, output in outputs.items():
             if task == "age":
                 losses[task] = self.age_loss(output, labels[task])
             else:
-                losses[task] = _masked_cross_entropy(output, labels[task])
+                losses[task] = _masked_cross_entropy(output, labels[task], smoothing)
         return losses
 
     def total(self, losses: dict[Task, Tensor]) -> Tensor:
@@ -116,6 +120,6 @@ class JointLoss(nn.Module):
         return torch.stack([self.weights[task] * loss for task, loss in losses.items()]).sum()
 
 
-def _masked_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    summed = F.cross_entropy(logits, target, ignore_index=MISSING, reduction="sum")
+def _masked_cross_entropy(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
+    summed = F.cross_entropy(logits, target, ignore_index=MISSING, reduction="sum", label_smoothing=smoothing)
     return summed / (target != MISSING).sum().clamp(min=1)

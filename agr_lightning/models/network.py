@@ -75,6 +75,8 @@ class AGRNetwork(nn.Module):
             assert isinstance(age_head, nn.Linear)
             # softplus(bias) is then the age from which training starts.
             nn.init.constant_(age_head.bias, math.log(math.expm1(_AGE_AT_START / _AGE_UNIT)))
+        # As the images are: other weights would be turned around for every batch.
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> dict[Task, Tensor]:
         """Computes what the losses need.
