@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanAbsoluteError, MeanMetric, Metric
+from torchmetrics import MeanAbsoluteError, Metric
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.utilities import dim_zero_cat
 
@@ -16,7 +16,8 @@ class MaskedAccuracy(MulticlassAccuracy):
     """Share of labelled samples whose most probable class is right; NaN when no sample is labelled."""
 
     def __init__(self, classes: int) -> None:
-        super().__init__(classes, average="micro", ignore_index=MISSING)
+        # Unchecked: looking at the values would make a GPU wait, in every step.
+        super().__init__(classes, average="micro", ignore_index=MISSING, validate_args=False)
 
     def compute(self) -> Tensor:
         counted = torch.as_tensor(self.tp).sum() + torch.as_tensor(self.fn).sum()
@@ -62,7 +63,8 @@ class StageMetrics(nn.Module):
         super().__init__()
         self.tasks = tasks
         self.loss = JointLossMetric([weights[task] for task in tasks])
-        self.losses = nn.ModuleDict({task: MeanMetric() for task in tasks})
+        # Not MeanMetric: it makes a GPU wait while it looks for NaN, and told not to look, it forgets the weights.
+        self.losses = nn.ModuleDict({task: JointLossMetric([1.0]) for task in tasks})
         scores: dict[Task, tuple[str, Metric]] = {
             "age": ("age_mae", MeanAbsoluteError()),
             "gender": ("gender_acc", MaskedAccuracy(len(GENDERS))),
@@ -81,8 +83,8 @@ class StageMetrics(nn.Module):
             assert isinstance(score, Metric)
             score.update(outputs[task].detach(), labels[task])
             mean = self.losses[task]
-            assert isinstance(mean, MeanMetric)
-            mean.update(losses[task].detach(), counts[task])
+            assert isinstance(mean, JointLossMetric)
+            mean.update(losses[task].detach()[None], counts[task][None])
 
     def named(self) -> Iterator[tuple[str, Metric]]:
         """Each metric with the name under which it is logged."""

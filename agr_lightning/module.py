@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -43,9 +44,12 @@ class AGRModule(lightning.LightningModule):
         tasks: what to predict: any of age, gender and race.
         age_loss: l1 (mean absolute error), mse (mean squared error) or smooth_l1 (squared below 3 years).
         loss_weights: what each task's loss is multiplied by.
+        label_smoothing: share of each gender and race label that is spread over all classes in training.
         learning_rate: peak of the one-cycle schedule.
         weight_decay: of AdamW, on all weights but biases and normalisation.
         dropout: probability of dropping a feature before the heads.
+        compile: let torch.compile make the training steps faster; it takes a minute first, for each image size, so
+            it pays in long runs.
 
     Raises:
         UserError: for values that cannot work.
@@ -59,9 +63,11 @@ class AGRModule(lightning.LightningModule):
         tasks: list[Task] = list(TASKS),  # noqa: B006 (never changed; the command line shows it)
         age_loss: AgeLossName = "l1",
         loss_weights: LossWeights = LossWeights(),  # noqa: B008 (frozen)
+        label_smoothing: float = 0.0,
         learning_rate: float = 2e-3,
         weight_decay: float = 0.05,
         dropout: float = 0.2,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(loss_weights, dict):  # as a checkpoint stores them
@@ -69,14 +75,16 @@ class AGRModule(lightning.LightningModule):
         # Plain values only, so that a checkpoint loads without running code.
         self.save_hyperparameters(ignore=["loss_weights"])
         self.save_hyperparameters({"loss_weights": asdict(loss_weights)})
-        _check_numbers(learning_rate, weight_decay, dropout)
+        _check_numbers(learning_rate, weight_decay, dropout, label_smoothing)
         if pretrained and weights is not None:
             raise UserError(f"--model.pretrained true and --model.weights {weights} exclude each other.")
         self._backbone, self._pretrained, self._weights = backbone, pretrained, weights
         self._learning_rate, self._weight_decay = learning_rate, weight_decay
+        self._compile = compile
+        self._compiled: Callable[[Tensor], dict[Task, Tensor]] | None = None
         self.tasks = check_tasks(tasks)
         self.network = AGRNetwork(backbone, self.tasks, dropout)
-        self.loss = JointLoss(age_loss, loss_weights)
+        self.loss = JointLoss(age_loss, loss_weights, label_smoothing)
         self.metrics = nn.ModuleDict(
             {f"{stage}_metrics": StageMetrics(self.tasks, self.loss.weights) for stage in ("train", "val", "test")}
         )
@@ -104,18 +112,30 @@ class AGRModule(lightning.LightningModule):
 
     def _step(self, batch: Batch, stage: Stage) -> Tensor:
         labels: dict[Task, Tensor] = {"age": batch.age, "gender": batch.gender, "race": batch.race}
-        outputs = self.network(batch.images)
+        network = self._compiled if stage == "train" and self._compiled is not None else self.network
+        outputs = network(batch.images)
         losses = self.loss(outputs, labels)
         total: Tensor = self.loss.total(losses)
         metrics = self.metrics[f"{stage}_metrics"]
         assert isinstance(metrics, StageMetrics)
         metrics.update(outputs, labels, losses)
-        for name, metric in metrics.named():
-            shown = name in _PROGRESS and stage != "test"
-            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=shown, batch_size=len(batch.age))
         if stage != "train":
             self.table.update(batch.place, labels, to_predictions(outputs))
         return total
+
+    def on_train_epoch_end(self) -> None:
+        self._log_metrics("train")
+
+    def _log_metrics(self, stage: Stage) -> None:
+        """Logs the metric objects, which the Trainer computes and resets.
+
+        Once an epoch: doing it in every step changes nothing and takes as long as a tenth of a small network.
+        """
+        metrics = self.metrics[f"{stage}_metrics"]
+        assert isinstance(metrics, StageMetrics)
+        for name, metric in metrics.named():
+            shown = name in _PROGRESS and stage != "test"
+            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=shown)
 
     # ------------------------------------------------------------------ around the steps
 
@@ -144,6 +164,10 @@ class AGRModule(lightning.LightningModule):
         self._started = True
 
     def on_fit_start(self) -> None:
+        if self._compile:
+            # The network alone: Lightning's logging inside would be compiled again and again. Evaluation stays as it
+            # is, since the last batch of each would be one more size.
+            self._compiled = torch.compile(self.network.forward, dynamic=False)
         _log.info(
             f"{self._backbone}: {sum(p.numel() for p in self.network.parameters()) / 1e6:.2f} M parameters, "
             f"{self.device.type} x {self.trainer.world_size}, precision {self.trainer.precision}"
@@ -163,7 +187,11 @@ class AGRModule(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout then depends on the batch alone, so that a resumed run goes on as if never interrupted.
-        torch.manual_seed(self._seed + self.trainer.fit_loop.total_batch_idx)
+        seed = self._seed + self.trainer.fit_loop.total_batch_idx
+        # Not torch.manual_seed, which also walks through all devices that there might be.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def on_validation_epoch_start(self) -> None:
         self.table.reset()
@@ -172,9 +200,13 @@ class AGRModule(lightning.LightningModule):
         self.table.reset()
 
     def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
         table = self.predictions()
         if "age" in self.tasks and not self.trainer.sanity_checking:
             self.network.age_margin.fill_(interval_margin(np.abs(table.predicted_age - table.age)))
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
 
     def predictions(self) -> Table:
         """What was predicted in this validation or test, gathered: to be called on all processes.
@@ -201,6 +233,8 @@ class AGRModule(lightning.LightningModule):
             groups,
             lr=self._learning_rate,
             weight_decay=self._weight_decay,
+            # One pass over the weights instead of eight; Lightning cannot clip gradients beside it.
+            fused=self.trainer.gradient_clip_val is None,
         )
         # Smith and Topin, "Super-Convergence", 2018: up for a quarter of the run, then down to almost nothing.
         schedule = OneCycleLR(optimizer, self._learning_rate, total_steps=self._total_steps(), pct_start=0.25)
@@ -217,10 +251,11 @@ class AGRModule(lightning.LightningModule):
         return self.trainer.ckpt_path is None and self.trainer.state.fn == "fit"
 
 
-def _check_numbers(learning_rate: float, weight_decay: float, dropout: float) -> None:
+def _check_numbers(learning_rate: float, weight_decay: float, dropout: float, label_smoothing: float) -> None:
     if not 0 < learning_rate < math.inf:
         raise UserError(f"--model.learning_rate {learning_rate} must be above 0 and finite.")
     if not 0 <= weight_decay < math.inf:
         raise UserError(f"--model.weight_decay {weight_decay} must be 0 or more, and finite.")
-    if not 0 <= dropout < 1:
-        raise UserError(f"--model.dropout {dropout} must be at least 0 and below 1.")
+    for name, share in (("dropout", dropout), ("label_smoothing", label_smoothing)):
+        if not 0 <= share < 1:
+            raise UserError(f"--model.{name} {share} must be at least 0 and below 1.")

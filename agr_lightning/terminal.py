@@ -22,6 +22,7 @@ _SMALL_TALK = (
     r".*resuming from a checkpoint that ended before the epoch ended.*",
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*The number of training batches .* is smaller than the logging interval.*",
+    r".*Precision .* is not supported by the model summary.*",
     r".*Detected call of `lr_scheduler.step\(\)` before.*",
 )
 

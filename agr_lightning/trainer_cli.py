@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities import rank_zero_only
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -245,6 +245,12 @@ def run(command: str, options: Sequence[str]) -> None:
             raise UserError(
                 "the device is out of memory: use a smaller --data.batch_size or --data.image_size."
             ) from None
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            raise UserError(
+                f"--model.compile true: torch cannot compile the network here ({_first_line(error)}); leave it out."
+            ) from None
 
 
 def _callbacks(command: str) -> list[Callback]:
@@ -257,7 +263,7 @@ def _callbacks(command: str) -> list[Callback]:
     checkpoints = ModelCheckpoint(
         monitor="val/loss", filename=BEST, save_last=True, enable_version_counter=False, auto_insert_metric_name=False
     )
-    return [checkpoints, SplitWriter(), TestReport()]
+    return [checkpoints, SplitWriter(), TestReport(), Timer()]
 
 
 def _defaults(facts: CheckpointFacts, given: Namespace, parser: LightningArgumentParser) -> dict[str, Any]:

@@ -50,9 +50,18 @@ def test_every_option_of_ours_has_a_sentence_and_a_default(run: Run, command: st
         assert sentence and len(sentence[1].split()) > 3, entry
 
 
-def test_help_imports_nothing_heavy() -> None:
-    code = "import sys; from agr_lightning.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("from agr_lightning.cli import main; main(['--help'])", ("torch", "numpy", "cv2")),
+        # What Lightning needs is imported; what only some commands need is not.
+        ("import agr_lightning.trainer_cli", ("albumentations", "tensorboard", "agr_lightning.figures")),
+    ],
+)
+def test_nothing_heavy_is_imported_before_it_is_used(code: str, heavy: tuple[str, ...]) -> None:
+    code = f"import sys; {code}; sys.exit(str([name for name in {heavy} if name in sys.modules] or '') or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # ---------------------------------------------------------------------- mistakes

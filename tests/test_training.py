@@ -42,6 +42,7 @@ def test_a_run_folder_is_complete(trained: Path) -> None:
     assert not [name for name in found if "partial" in name]
     results = _results(trained)
     assert {"metrics", "groups", "n", "checkpoint", "backbone", "parameters"} <= set(results)
+    assert 1 < results["training_seconds"] < 600
     assert results["n"] == len((trained / "splits" / "test.txt").read_text().splitlines())
 
 
@@ -169,6 +170,48 @@ def test_a_few_batches_can_be_overfitted(here: Path, run) -> None:
         "fit", *FAST, "--data.synthetic", "120", "--trainer.max_epochs", "1", "--trainer.overfit_batches", "2"
     )
     assert code == 0, err
+
+
+def test_gradients_can_be_clipped_under_mixed_precision(here: Path, run) -> None:
+    code, _, err = run(
+        *("fit", *FAST, "--data.synthetic", "120", "--trainer.max_steps", "2", "--trainer.gradient_clip_val", "1"),
+        *("--trainer.precision", "bf16-mixed", "--test_after_fit", "false"),
+    )
+    assert code == 0, err
+
+
+def test_only_training_steps_are_compiled(here: Path, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, ...]] = []
+
+    def compiling(forward, **options: object):
+        def compiled(images: torch.Tensor) -> object:
+            sizes.append(tuple(images.shape))
+            return forward(images)
+
+        return compiled
+
+    monkeypatch.setattr("torch.compile", compiling)
+    code, _, err = run(
+        *("fit", *FAST, "--data.synthetic", "120", "--data.image_size", "48", "--data.first_image_size", "32"),
+        *("--model.compile", "true", "--trainer.max_epochs", "2", "--trainer.limit_train_batches", "2"),
+    )
+    assert code == 0, err
+    assert sizes == [(16, 3, 32, 32)] * 2 + [(16, 3, 48, 48)] * 2
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_the_same_step(tmp_path: Path) -> None:
+    plain, compiled = (_fit(tmp_path, 0, stop=2, compile=chosen) for chosen in (False, True))
+    assert torch.allclose(_weights(plain), _weights(compiled), atol=1e-4)
+
+
+def test_a_network_that_cannot_be_compiled_is_one_line(here: Path, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(images: torch.Tensor) -> object:
+        raise torch._dynamo.exc.TorchDynamoException("no C++ compiler")
+
+    monkeypatch.setattr("torch.compile", lambda forward, **options: failing)
+    code, _, err = run("fit", *FAST, "--data.synthetic", "120", "--model.compile", "true")
+    assert code == 1 and err.startswith("error: --model.compile true") and "no C++ compiler" in err
 
 
 def test_mixed_precision_and_accumulation_train(here: Path, run) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lightning
 import numpy as np
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from agr_lightning.callbacks.run_folder import run_folder
@@ -85,7 +86,16 @@ def _facts(trainer: lightning.Trainer, module: AGRModule) -> RunFacts:
         backbone=str(module.hparams["backbone"]),
         parameters=sum(parameter.numel() for parameter in module.network.parameters()),
         age_margin=None if math.isnan(margin) else margin,
+        training_seconds=training_seconds(trainer),
     )
+
+
+def training_seconds(trainer: lightning.Trainer) -> float | None:
+    """How long this Trainer has trained, validation included; None when it has not."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Timer):
+            return callback.time_elapsed("train") or None
+    return None
 
 
 def _log_hyperparameters(trainer: lightning.Trainer, module: AGRModule, results: dict[str, Json]) -> None:
