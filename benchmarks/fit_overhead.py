@@ -1,0 +1,171 @@
+"""`fit` against a bare PyTorch loop with the same network, batches, optimizer and precision.
+
+The first table is what counts: images a second of both. The second says, line by line, what the Trainer, metrics,
+logging and the progress bar add to a step, measured with images so small that they are much of it.
+
+python benchmarks/fit_overhead.py [--root UTKFace] [--precision bf16-mixed] [--steps 60] [--repeats 7]
+"""
+
+import argparse
+import contextlib
+import io
+import logging
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from measure import USE_STOPWATCH, Stopwatch, in_turns, machine, per_second, show, wait_for_device
+from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR
+
+from agr_lightning.cli import main as command_line
+from agr_lightning.data.datamodule import UTKFaceDataModule
+from agr_lightning.data.dataset import Batch
+from agr_lightning.models.backbones import BACKBONES
+from agr_lightning.module import AGRModule, Stage
+
+WARM_UP = 5
+
+
+class WithoutMetrics(AGRModule):
+    """The training step without metrics."""
+
+    def _step(self, batch: Batch, stage: Stage) -> Tensor:
+        outputs = self.network(batch.images)
+        return self.loss.total(self.loss(outputs, {"age": batch.age, "gender": batch.gender, "race": batch.race}))
+
+
+class WithoutLogging(AGRModule):
+    """The training step with metrics that nobody is told of."""
+
+    def log(self, *args: object, **kwargs: object) -> None:
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", help="folder of UTKFace images; without it, drawn cards")
+    parser.add_argument("--backbone", default="agr_cnn", choices=BACKBONES)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--num_workers", type=int, default=0)
+    parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed", "16-mixed"])
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=7)
+    chosen = parser.parse_args()
+    _be_quiet()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        steps, batch = chosen.steps + WARM_UP, chosen.batch_size
+
+        def rate(loop: Callable[..., list[float]]) -> Callable[[], float]:
+            return lambda: per_second(loop(chosen, chosen.size, batch, steps), batch, WARM_UP)
+
+        found = in_turns({"bare PyTorch loop": rate(bare), "fit": rate(fit)}, chosen.repeats)
+        title = f"Training {chosen.backbone} at {chosen.size} px, {chosen.precision}, batches of {batch}"
+        show(title, found, "images a second", "bare PyTorch loop")
+
+        def step(loop: Callable[..., list[float]]) -> Callable[[], float]:
+            return lambda: 1000 / per_second(loop(chosen, 32, 2, 160), 1, 20)
+
+        lines: dict[str, Callable[..., list[float]]] = {
+            "bare PyTorch loop": bare,
+            "in a Trainer": lambda *a: in_a_trainer(WithoutMetrics, False, *a),
+            "with metrics": lambda *a: in_a_trainer(WithoutLogging, False, *a),
+            "with logging": lambda *a: in_a_trainer(AGRModule, True, *a),
+            "with a progress bar: fit": fit,
+        }
+        costs = in_turns({name: step(loop) for name, loop in lines.items()}, chosen.repeats)
+    print(f"\nWhat a step takes, of 2 images at 32 px (n = {chosen.repeats}, {machine()})\n")
+    print("| | ms a step | more than the line above | spread |\n|---|---|---|---|")
+    above: list[float] | None = None
+    for name, values in costs.items():
+        more = sorted(value - before for value, before in zip(values, above or values, strict=True))
+        middle, value = more[len(more) // 2], sorted(values)[len(values) // 2]
+        print(f"| {name} | {value:.2f} | {middle:.2f} | {more[0]:.2f} to {more[-1]:.2f} |")
+        above = values
+
+
+def bare(chosen: argparse.Namespace, size: int, batch_size: int, steps: int) -> list[float]:
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = UTKFaceDataModule(**_source(chosen), image_size=size, batch_size=batch_size, num_workers=chosen.num_workers)
+    data.setup("fit")
+    module = AGRModule(chosen.backbone)
+    network = module.network.to(device).train()
+    groups = [
+        {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": 0.05},
+        {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=2e-3, fused=True)
+    schedule = OneCycleLR(optimizer, 2e-3, total_steps=steps + 1, pct_start=0.25)
+    dtype = torch.float16 if chosen.precision == "16-mixed" else torch.bfloat16
+    scaler = torch.amp.GradScaler(device.type, enabled=chosen.precision == "16-mixed")
+    times: list[float] = []
+    while True:
+        for batch in data.train_dataloader():
+            images, age, gender, race, _ = (part.to(device, non_blocking=True) for part in batch)
+            with torch.autocast(device.type, dtype, enabled=chosen.precision != "32-true"):
+                losses = module.loss(network(images), {"age": age, "gender": gender, "race": race})
+                loss = module.loss.total(losses)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            schedule.step()
+            times.append(time.perf_counter())
+            if len(times) == steps:
+                wait_for_device()
+                times[-1] = time.perf_counter()
+                return times
+
+
+def in_a_trainer(
+    kind: type[AGRModule], log: bool, chosen: argparse.Namespace, size: int, batch_size: int, steps: int
+) -> list[float]:
+    torch.manual_seed(0)
+    data = UTKFaceDataModule(**_source(chosen), image_size=size, batch_size=batch_size, num_workers=chosen.num_workers)
+    trainer = Trainer(
+        max_steps=steps,
+        limit_val_batches=0,
+        precision=chosen.precision,
+        logger=TensorBoardLogger(".") if log else False,
+        log_every_n_steps=10,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[Stopwatch()],
+    )
+    trainer.fit(kind(chosen.backbone), data)
+    return Stopwatch.times
+
+
+def fit(chosen: argparse.Namespace, size: int, batch_size: int, steps: int) -> list[float]:
+    options = [f"--data.{name}={value}" for name, value in _source(chosen).items()]
+    options += [f"--data.image_size={size}", f"--data.batch_size={batch_size}"]
+    options += [f"--data.num_workers={chosen.num_workers}", f"--model.backbone={chosen.backbone}"]
+    options += [f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=0", "--test_after_fit=false"]
+    options += [f"--trainer.precision={chosen.precision}", USE_STOPWATCH]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        code = command_line(["fit", *options])
+    assert code == 0
+    return Stopwatch.times
+
+
+def _source(chosen: argparse.Namespace) -> dict[str, str | int]:
+    return {"root": chosen.root} if chosen.root else {"synthetic": 6000}
+
+
+def _be_quiet() -> None:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+
+
+if __name__ == "__main__":
+    main()

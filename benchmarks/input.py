@@ -1,0 +1,93 @@
+"""Images a second and core from the input pipeline, against the usual way and against copying ready arrays.
+
+python benchmarks/input.py [--root UTKFace] [--size 128] [--repeats 7]
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from measure import in_turns, show
+from PIL import Image
+from torchvision.transforms import v2
+
+from agr_lightning.data.cache import cached_images
+from agr_lightning.data.cards import draw_cards
+from agr_lightning.data.dataset import FaceDataset
+from agr_lightning.data.index import build_index
+from agr_lightning.data.presets import PRESETS
+from agr_lightning.data.sampling import Draw
+from agr_lightning.data.transforms import Augmentation
+
+BATCH = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", help="folder of UTKFace images; without it, drawn cards")
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=7)
+    chosen = parser.parse_args()
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as cache:
+        samples = build_index(chosen.root or str(draw_cards(2000, 0, cache)), cache).samples
+        samples = samples.take(np.random.default_rng(0).permutation(len(samples))[:2000])
+        images = cached_images(samples, chosen.size, cache)
+        samples = replace(samples, row=np.arange(len(samples)))
+        ready = np.array(images)
+        usual = v2.Compose(
+            [
+                v2.Resize((chosen.size, chosen.size)),
+                v2.RandomHorizontalFlip(),
+                v2.RandomApply([v2.RandomAffine(10, (0.05, 0.05), (0.9, 1.1))], 0.7),
+                v2.RandomApply([v2.ColorJitter(0.2, 0.2)], 0.5),
+                v2.PILToTensor(),
+            ]
+        )
+
+        def the_usual_way(places: list[int]) -> object:
+            return torch.stack([usual(Image.open(samples.path(i)).convert("RGB")) for i in places])
+
+        sides: dict[str, Callable[[list[int]], object]] = {"PIL and torchvision, file by file": the_usual_way}
+        for preset in PRESETS[::-1]:
+            sides[f"this project, {preset}"] = _pipeline(
+                FaceDataset(samples, images, Augmentation(preset, chosen.size))
+            )
+        sides["copies of ready arrays"] = lambda places: ready[places]
+        rates = in_turns({name: _rate(side, len(samples)) for name, side in sides.items()}, chosen.repeats)
+    show(f"Input at {chosen.size} px, one core", rates, "images a second", next(iter(sides)))
+
+
+def _pipeline(dataset: FaceDataset) -> Callable[[list[int]], object]:
+    positions = iter(range(10**9))
+    return lambda places: dataset.__getitems__([Draw(0, next(positions), place) for place in places])
+
+
+def _rate(side: Callable[[list[int]], object], size: int, seconds: float = 1.5) -> Callable[[], float]:
+    batches = _batches(size)
+
+    def measure() -> float:
+        side(next(batches))
+        done, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            side(next(batches))
+            done += BATCH
+        return done / (time.perf_counter() - start)
+
+    return measure
+
+
+def _batches(size: int) -> Iterator[list[int]]:
+    random = np.random.default_rng(0)
+    while True:
+        yield random.integers(0, size, BATCH).tolist()
+
+
+if __name__ == "__main__":
+    main()

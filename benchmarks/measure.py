@@ -1,0 +1,89 @@
+"""What the benchmarks share: sides measured in turns in one process, and a table of their ratios."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class Stopwatch(Callback):
+    """Notes when each batch of training, test or prediction ends; for ``--trainer.callbacks``."""
+
+    times: ClassVar[list[float]] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        Stopwatch.times = []
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        wait_for_device()
+        if Stopwatch.times:
+            Stopwatch.times[-1] = time.perf_counter()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        Stopwatch.times = []
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        Stopwatch.times = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+        Stopwatch.times.append(time.perf_counter())
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+        Stopwatch.times.append(time.perf_counter())
+
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+        Stopwatch.times.append(time.perf_counter())
+
+
+USE_STOPWATCH = "--trainer.callbacks=[{class_path: measure.Stopwatch}]"
+
+
+def per_second(times: Sequence[float], items: int, warm_up: int = 5) -> float:
+    """Items a second, from the times at which batches of so many items ended, without the first ones."""
+    taken = times[warm_up:]
+    return (len(taken) - 1) * items / (taken[-1] - taken[0])
+
+
+def wait_for_device() -> None:
+    """Waits until the GPU, if there is one, has done what it was told to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def in_turns(sides: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Measures all sides one after the other, so many times: what slows the machine down slows all of them."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, side in sides.items():
+            found[name].append(side())
+    return found
+
+
+def show(title: str, found: dict[str, list[float]], unit: str, reference: str) -> None:
+    """Prints a Markdown table: medians, and ratios to the reference side of the same round."""
+    repeats = len(found[reference])
+    print(f"\n{title} (n = {repeats}, {machine()})\n")
+    print(f"| | {unit} | ratio to {reference} | spread of the ratio |")
+    print("|---|---|---|---|")
+    for name, values in found.items():
+        ratios = [value / base for value, base in zip(values, found[reference], strict=True)]
+        middle, value = statistics.median(ratios), statistics.median(values)
+        digits = 0 if value >= 100 else 2
+        print(f"| {name} | {value:,.{digits}f} | {middle:.2f} | {min(ratios):.2f} to {max(ratios):.2f} |")
+
+
+def machine() -> str:
+    """The processor that is measured."""
+    cores = f"{len(os.sched_getaffinity(0))} cores"
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, {cores}, torch {torch.__version__}"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {cores}, torch {torch.__version__}"

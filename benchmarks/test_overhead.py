@@ -1,0 +1,113 @@
+"""`test` against a bare loop of forward passes with the same network, batches and precision.
+
+Also what the report at the end takes: gathering, intervals, groups, results.json and figures.
+
+python benchmarks/test_overhead.py [--root UTKFace] [--images 2000] [--precision bf16-mixed] [--repeats 7]
+"""
+
+import argparse
+import contextlib
+import io
+import logging
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from measure import USE_STOPWATCH, Stopwatch, in_turns, per_second, show, wait_for_device
+
+from agr_lightning.cli import main as command_line
+from agr_lightning.data.datamodule import UTKFaceDataModule
+from agr_lightning.models.backbones import BACKBONES
+from agr_lightning.module import AGRModule
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", help="folder of UTKFace images; without it, drawn cards")
+    parser.add_argument("--images", type=int, default=2000, help="size of the test set")
+    parser.add_argument("--backbone", default="agr_cnn", choices=BACKBONES)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--num_workers", type=int, default=0)
+    parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed", "16-mixed"])
+    parser.add_argument("--repeats", type=int, default=7)
+    chosen = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        options = [f"--data.root={chosen.root}"] if chosen.root else [f"--data.synthetic={chosen.images}"]
+        _quietly("fit", *options, f"--model.backbone={chosen.backbone}", "--trainer.max_steps=5",
+                 "--trainer.limit_val_batches=2", "--test_after_fit=false")  # fmt: skip
+        # All images that there are, as one test set of the size that was asked for.
+        images = _test_folder(chosen, options)
+
+        def rate(loop: Callable[[argparse.Namespace, str], list[float]]) -> Callable[[], float]:
+            return lambda: per_second(loop(chosen, images), chosen.batch_size, 3)
+
+        whole: list[float] = []
+
+        def timed_test() -> float:
+            start = time.perf_counter()
+            times = through_test(chosen, images)
+            whole.append((time.perf_counter() - times[-1]) / (times[-1] - times[0]))
+            assert start < times[0]
+            return per_second(times, chosen.batch_size, 3)
+
+        found = in_turns({"bare forward passes": rate(bare), "test": timed_test}, chosen.repeats)
+    title = f"Testing {chosen.backbone} at 128 px, {chosen.precision}, batches of {chosen.batch_size}"
+    show(title, found, "images a second", "bare forward passes")
+    share = sorted(whole)
+    print(
+        f"\nAfter the last batch of {chosen.images:,} images: {share[len(share) // 2]:.1%} of the time of the forward "
+        f"passes ({share[0]:.1%} to {share[-1]:.1%}), for intervals, groups, files and figures."
+    )
+
+
+def _test_folder(chosen: argparse.Namespace, options: list[str]) -> str:
+    data = UTKFaceDataModule(root=chosen.root, synthetic=0 if chosen.root else chosen.images)
+    data.setup("fit")
+    folder = Path("images").resolve()
+    folder.mkdir()
+    members = [sample for side in ("test", "val", "train") for sample in data.split[side]]
+    for sample in members[: chosen.images]:
+        (folder / sample.name).symlink_to(sample.path)
+    return str(folder)
+
+
+def bare(chosen: argparse.Namespace, images: str) -> list[float]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = UTKFaceDataModule(test_root=images, batch_size=chosen.batch_size, num_workers=chosen.num_workers)
+    data.setup("test")
+    network = AGRModule(chosen.backbone).network.to(device).eval()
+    dtype = torch.float16 if chosen.precision == "16-mixed" else torch.bfloat16
+    times = []
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=chosen.precision != "32-true"):
+        for batch in data.test_dataloader():
+            network.predict(batch.images.to(device, non_blocking=True))
+            times.append(time.perf_counter())
+    wait_for_device()
+    times[-1] = time.perf_counter()
+    return times
+
+
+def through_test(chosen: argparse.Namespace, images: str) -> list[float]:
+    _quietly(
+        *("test", "--ckpt_path=last", f"--data.test_root={images}", f"--data.batch_size={chosen.batch_size}"),
+        *(f"--data.num_workers={chosen.num_workers}", f"--trainer.precision={chosen.precision}", USE_STOPWATCH),
+    )
+    return Stopwatch.times
+
+
+def _quietly(*arguments: str) -> None:
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        code = command_line(list(arguments))
+    assert code == 0, output.getvalue()
+
+
+if __name__ == "__main__":
+    main()
