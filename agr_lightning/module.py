@@ -2,6 +2,7 @@
 
 import logging
 import math
+import platform
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -168,6 +169,11 @@ class AGRModule(lightning.LightningModule):
             # The network alone: Lightning's logging inside would be compiled again and again. Evaluation stays as it
             # is, since the last batch of each would be one more size.
             self._compiled = torch.compile(self.network.forward, dynamic=False)
+        if self.device.type == "cpu" and "16" in str(self.trainer.precision) and not _has_bfloat16_units():
+            _log.warning(
+                f"this CPU has no units for 16-bit floats: --trainer.precision {self.trainer.precision} is many times "
+                "slower on it than 32-true."
+            )
         _log.info(
             f"{self._backbone}: {sum(p.numel() for p in self.network.parameters()) / 1e6:.2f} M parameters, "
             f"{self.device.type} x {self.trainer.world_size}, precision {self.trainer.precision}"
@@ -249,6 +255,12 @@ class AGRModule(lightning.LightningModule):
 
     def _starts_afresh(self) -> bool:
         return self.trainer.ckpt_path is None and self.trainer.state.fn == "fit"
+
+
+def _has_bfloat16_units() -> bool:
+    """Whether this CPU multiplies bfloat16 numbers itself; where that cannot be asked, it is taken to."""
+    ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return ask is None or platform.machine().lower() not in ("x86_64", "amd64") or bool(ask())
 
 
 def _check_numbers(learning_rate: float, weight_decay: float, dropout: float, label_smoothing: float) -> None:

@@ -172,6 +172,17 @@ def test_a_few_batches_can_be_overfitted(here: Path, run) -> None:
     assert code == 0, err
 
 
+@pytest.mark.parametrize("units", [False, True])
+def test_mixed_precision_on_a_cpu_that_emulates_it_is_warned_of(
+    here: Path, run, monkeypatch: pytest.MonkeyPatch, units: bool
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: units)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    options = ("--trainer.max_steps", "1", "--trainer.precision", "bf16-mixed", "--test_after_fit", "false")
+    code, out, _ = run("fit", *FAST, "--data.synthetic", "120", *options)
+    assert code == 0 and ("warning: this CPU has no units" in out) is not units
+
+
 def test_gradients_can_be_clipped_under_mixed_precision(here: Path, run) -> None:
     code, _, err = run(
         *("fit", *FAST, "--data.synthetic", "120", "--trainer.max_steps", "2", "--trainer.gradient_clip_val", "1"),
