@@ -1,6 +1,5 @@
 """Cache, cards, transforms, batches."""
 
-import math
 import os
 import pickle
 import resource
@@ -11,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from agr_lightning.data.cache import cached_images, read_rows, resize
 from agr_lightning.data.cards import draw_card, draw_cards
@@ -22,7 +19,7 @@ from agr_lightning.data.images import read_rgb
 from agr_lightning.data.index import Index, build_index
 from agr_lightning.data.presets import PRESETS, Preset
 from agr_lightning.data.samples import Sample
-from agr_lightning.data.sampling import Draw, SizeSchedule
+from agr_lightning.data.sampling import Draw
 from agr_lightning.data.transforms import Augmentation
 from agr_lightning.errors import UserError
 from agr_lightning.labels import MISSING
@@ -295,26 +292,6 @@ def test_workers_do_not_share_their_draws() -> None:
     )
     made = torch.cat([batch.images for batch in loader]).flatten(1)
     assert len(torch.unique(made, dim=0)) == 64
-
-
-@given(st.integers(32, 256), st.integers(0, 224), st.integers(1, 60))
-def test_training_images_grow_to_their_full_size(first: int, more: int, epochs: int) -> None:
-    schedule = SizeSchedule(first, first + more, epochs)
-    sides = [schedule.at(epoch) for epoch in range(epochs)]
-    assert sides == sorted(sides) and sides[0] == (first if epochs > 1 else first + more)
-    assert all(side == first + more or side % 16 == 0 or side == first for side in sides)
-    # The last quarter is at full size, and so is whatever comes after it.
-    assert all(side == first + more for side in [*sides[math.ceil(0.75 * epochs) :], sides[-1], schedule.at(epochs)])
-
-
-def test_an_epoch_decides_the_size_of_its_batches() -> None:
-    module = _module(image_size=64, first_image_size=32)
-    dataset = FaceDataset(*module._sources.members("train"), sizes=SizeSchedule(32, 64, 8))
-    whole = FaceDataset(*module._sources.members("train"))[Draw(0, 0, 5)].images
-    sizes = [dataset[Draw(epoch, 0, 5)].images.shape[-1] for epoch in range(8)]
-    assert sizes == [32, 32, 32, 48, 48, 48, 64, 64]
-    shrunk = resize(whole[0].permute(1, 2, 0).numpy(), 32)
-    assert (dataset[Draw(0, 0, 5)].images[0].permute(1, 2, 0).numpy() == shrunk).all()
 
 
 def test_a_pickled_dataset_opens_the_cache_itself() -> None:

@@ -1,6 +1,5 @@
 """UTKFaceDataModule: index, split, cache and transforms, tied to the Trainer."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -13,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from agr_lightning.data.dataset import Batch, FaceDataset, LateLoader, PhotoBatch, PhotoDataset, whole
 from agr_lightning.data.photos import find_photos
 from agr_lightning.data.presets import Preset, TransformSpec
-from agr_lightning.data.sampling import Draw, EvalSampler, SizeSchedule, TrainSampler, balancing_weights
+from agr_lightning.data.sampling import Draw, EvalSampler, TrainSampler, balancing_weights
 from agr_lightning.data.sources import Sources
 from agr_lightning.data.splits import Side, Split, SplitOptions
 from agr_lightning.errors import UserError
@@ -52,8 +51,6 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         batch_size: images in a batch, on each device.
         num_workers: processes that prepare batches; 0 prepares them in the main process.
         image_size: side of the images that the network gets, pixels.
-        first_image_size: side of the training images in the first epoch, from which they grow to image_size by
-            three quarters of the run (progressive resizing); null for image_size all the time.
         cache_dir: folder for decoded images and unpacked archives; null for ~/.cache/agr_lightning.
         augmentation: random changes to training images: none, light (flip, affine, brightness and
             contrast), strong (also resized crop, colour jitter, blur or compression, dropout), or a list of
@@ -81,7 +78,6 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         batch_size: int = 64,
         num_workers: int = 2,
         image_size: int = 128,
-        first_image_size: int | None = None,
         cache_dir: str | None = None,
         augmentation: Preset | list[TransformSpec] = "light",
     ) -> None:
@@ -92,7 +88,6 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         self._predict_path = predict_path
         self._balance = balance
         self._batch_size, self._num_workers, self._image_size = batch_size, num_workers, image_size
-        self._first_image_size = first_image_size
         self._augmentation = augmentation
         options = SplitOptions(split, seed, val_fraction, test_fraction, max_samples, max_per_gender, age_min, age_max)
         options.check()
@@ -149,7 +144,6 @@ class UTKFaceDataModule(lightning.LightningDataModule):
             *self._sources.members("train"),
             self._build_augmentation(),
             self._train_seed,
-            self._size_schedule(len(sampler) // self._batch_size),
         )
         # A small last batch would disturb the batch statistics; where there is only that one, it must do.
         return self._loader(dataset, sampler, drop_last=len(sampler) >= self._batch_size)
@@ -194,9 +188,6 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         ):
             if value < least:
                 raise UserError(f"--data.{name} {value} must be {least} or more.")
-        first = self._first_image_size
-        if first is not None and not 32 <= first <= self._image_size:
-            raise UserError(f"--data.first_image_size {first} must be 32 to --data.image_size {self._image_size}.")
 
     def _stage(self) -> str:
         return "fit" if self.trainer is None else str(self.trainer.state.fn.value)  # type: ignore[union-attr]
@@ -215,16 +206,6 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         from agr_lightning.data.transforms import Augmentation
 
         return Augmentation(self._augmentation, self._image_size)
-
-    def _size_schedule(self, batches: int) -> SizeSchedule | None:
-        """How the training images grow, for epochs of so many batches."""
-        if self._first_image_size is None:
-            return None
-        epochs = None if self.trainer is None else self.trainer.max_epochs
-        if epochs is None or epochs < 1:
-            steps = 1 if self.trainer is None else self.trainer.max_steps
-            epochs = math.ceil(steps / max(batches, 1))
-        return SizeSchedule(self._first_image_size, self._image_size, epochs)
 
     def _eval_loader(self, side: Side) -> DataLoader[Batch]:
         dataset = FaceDataset(*self._sources.members(side))

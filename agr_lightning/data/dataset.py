@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from agr_lightning.data.cache import read_rows, resize
 from agr_lightning.data.images import ImageError, read_rgb
 from agr_lightning.data.samples import Samples
-from agr_lightning.data.sampling import Draw, SizeSchedule
+from agr_lightning.data.sampling import Draw
 
 if TYPE_CHECKING:
     from agr_lightning.data.transforms import Augmentation
@@ -47,8 +47,6 @@ class FaceDataset(Dataset[Batch]):
         images: cached images, uint8 ``(rows, size, size, 3)``, of which ``samples.row`` are rows.
         augmentation: applied to each image that is drawn; None for evaluation.
         seed: with a draw's epoch and position it fixes the augmentation.
-        sizes: side of the images in each epoch; None for that of the cache. Images are shrunk after their
-            augmentation, which so needs to know one size only.
     """
 
     def __init__(
@@ -57,14 +55,12 @@ class FaceDataset(Dataset[Batch]):
         images: NDArray[np.uint8],
         augmentation: "Augmentation | None" = None,
         seed: int = 0,
-        sizes: SizeSchedule | None = None,
     ) -> None:
         self._images = images
         # Columns alone: names would be copied to every loader worker.
         self._rows, self._age, self._gender, self._race = samples.row, samples.age, samples.gender, samples.race
         self._augmentation = augmentation
         self._seed = seed
-        self._sizes = sizes
 
     def __getstate__(self) -> dict[str, object]:
         # Where loader workers are spawned, they open the cache themselves: pickling would copy all of it.
@@ -93,8 +89,6 @@ class FaceDataset(Dataset[Batch]):
         if self._augmentation is not None:
             for image, draw in zip(images, known, strict=True):
                 image[:] = self._augmentation(image, (self._seed, draw.epoch, draw.position))
-        if self._sizes is not None:
-            images = np.stack([resize(image, self._sizes.at(known[0].epoch)) for image in images])
         return Batch(
             torch.from_numpy(images).permute(0, 3, 1, 2),
             torch.from_numpy(self._age[place].astype(np.float32)),

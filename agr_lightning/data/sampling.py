@@ -83,29 +83,6 @@ class EvalSampler(DistributedSampler[Draw]):
         return len(self._own)
 
 
-class SizeSchedule(NamedTuple):
-    """The side of the training images, epoch by epoch: small ones first, which cost little.
-
-    Source: progressive resizing, as in Howard's entry to DAWNBench, 2018.
-
-    Attributes:
-        first: side in the first epoch, pixels.
-        last: side in the last quarter of the epochs; not below first.
-        epochs: length of the run.
-    """
-
-    first: int
-    last: int
-    epochs: int
-
-    def at(self, epoch: int) -> int:
-        """The side in this epoch, counted from 0: a multiple of 16 on the way from first to last."""
-        share = epoch / (0.75 * self.epochs)
-        if share >= 1 or epoch >= self.epochs - 1:
-            return self.last
-        return max(self.first, int(self.first + share * (self.last - self.first)) // 16 * 16)
-
-
 def balancing_weights(classes: ArrayLike) -> NDArray[np.float64]:
     """Weights under which each class is drawn equally often.
 
