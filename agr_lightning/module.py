@@ -193,11 +193,7 @@ class AGRModule(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout then depends on the batch alone, so that a resumed run goes on as if never interrupted.
-        seed = self._seed + self.trainer.fit_loop.total_batch_idx
-        # Not torch.manual_seed, which also walks through all devices that there might be.
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        torch.manual_seed(self._seed + self.trainer.fit_loop.total_batch_idx)
 
     def on_validation_epoch_start(self) -> None:
         self.table.reset()

@@ -14,7 +14,8 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--num_workers", type=int, default=0)
     parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed", "16-mixed"])
+    parser.add_argument("--compile", action="store_true", help="compile the training step on both sides")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=7)
     chosen = parser.parse_args()
@@ -66,12 +68,13 @@ def main() -> None:
         def rate(loop: Callable[..., list[float]]) -> Callable[[], float]:
             return lambda: per_second(loop(chosen, chosen.size, batch, steps), batch, WARM_UP)
 
-        found = in_turns({"bare PyTorch loop": rate(bare), "fit": rate(fit)}, chosen.repeats)
+        loops = {"bare PyTorch loop": rate(bare), "fit": rate(fit), "bare loop, one ready batch": rate(ready)}
+        found = in_turns(loops, chosen.repeats)
         title = f"Training {chosen.backbone} at {chosen.size} px, {chosen.precision}, batches of {batch}"
         show(title, found, "images a second", "bare PyTorch loop")
 
         def step(loop: Callable[..., list[float]]) -> Callable[[], float]:
-            return lambda: 1000 / per_second(loop(chosen, 32, 2, 160), 1, 20)
+            return lambda: 1000 / per_second(loop(chosen, 32, 2, 2 * steps), 1, 20)
 
         lines: dict[str, Callable[..., list[float]]] = {
             "bare PyTorch loop": bare,
@@ -91,7 +94,7 @@ def main() -> None:
         above = values
 
 
-def bare(chosen: argparse.Namespace, size: int, batch_size: int, steps: int) -> list[float]:
+def bare(chosen: argparse.Namespace, size: int, batch_size: int, steps: int, one_batch: bool = False) -> list[float]:
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = UTKFaceDataModule(**_source(chosen), image_size=size, batch_size=batch_size, num_workers=chosen.num_workers)
@@ -106,12 +109,13 @@ def bare(chosen: argparse.Namespace, size: int, batch_size: int, steps: int) -> 
     schedule = OneCycleLR(optimizer, 2e-3, total_steps=steps + 1, pct_start=0.25)
     dtype = torch.float16 if chosen.precision == "16-mixed" else torch.bfloat16
     scaler = torch.amp.GradScaler(device.type, enabled=chosen.precision == "16-mixed")
+    forward = torch.compile(network) if chosen.compile else network
     times: list[float] = []
     while True:
-        for batch in data.train_dataloader():
+        for batch in _again_and_again(data.train_dataloader(), device) if one_batch else data.train_dataloader():
             images, age, gender, race, _ = (part.to(device, non_blocking=True) for part in batch)
             with torch.autocast(device.type, dtype, enabled=chosen.precision != "32-true"):
-                losses = module.loss(network(images), {"age": age, "gender": gender, "race": race})
+                losses = module.loss(forward(images), {"age": age, "gender": gender, "race": race})
                 loss = module.loss.total(losses)
             optimizer.zero_grad()
             scaler.scale(loss).backward()
@@ -123,6 +127,16 @@ def bare(chosen: argparse.Namespace, size: int, batch_size: int, steps: int) -> 
                 wait_for_device()
                 times[-1] = time.perf_counter()
                 return times
+
+
+def ready(*settings: Any) -> list[float]:
+    return bare(*settings, one_batch=True)
+
+
+def _again_and_again(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    batch = Batch(*(part.to(device) for part in next(iter(loader))))
+    while True:
+        yield batch
 
 
 def in_a_trainer(
@@ -150,6 +164,7 @@ def fit(chosen: argparse.Namespace, size: int, batch_size: int, steps: int) -> l
     options = [f"--data.{name}={value}" for name, value in _source(chosen).items()]
     options += [f"--data.image_size={size}", f"--data.batch_size={batch_size}"]
     options += [f"--data.num_workers={chosen.num_workers}", f"--model.backbone={chosen.backbone}"]
+    options += [f"--model.compile={chosen.compile}"]
     options += [f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=0", "--test_after_fit=false"]
     options += [f"--trainer.precision={chosen.precision}", USE_STOPWATCH]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

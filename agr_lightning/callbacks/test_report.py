@@ -26,6 +26,15 @@ class TestReport(lightning.Callback):
 
     __test__ = False  # not a test case, whatever pytest takes the name for
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._training_seconds: float | None = None
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # Now: a checkpoint that is loaded for the test brings its own time, which the Timer adds.
+        timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+        self._training_seconds = timers[0].time_elapsed("train") if timers else None
+
     def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, AGRModule)
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -35,11 +44,23 @@ class TestReport(lightning.Callback):
         folder = run_folder(trainer)
         if folder is None:
             return
-        results = make_results(table, data.split["test"], _facts(trainer, pl_module))
+        results = make_results(table, data.split["test"], self._facts(trainer, pl_module))
         atomic_json(folder / RESULTS_FILE, results)
         self._draw(trainer, data, table, folder)
         _log_hyperparameters(trainer, pl_module, results)
         _log.info(summary(results))
+
+    def _facts(self, trainer: lightning.Trainer, module: AGRModule) -> RunFacts:
+        checkpoint = trainer.ckpt_path
+        margin = float(module.network.age_margin)
+        return RunFacts(
+            checkpoint=str(checkpoint) if checkpoint is not None else "",
+            epoch=module.checkpoint_epoch,
+            backbone=str(module.hparams["backbone"]),
+            parameters=sum(parameter.numel() for parameter in module.network.parameters()),
+            age_margin=None if math.isnan(margin) else margin,
+            training_seconds=self._training_seconds,
+        )
 
     def _draw(self, trainer: lightning.Trainer, data: UTKFaceDataModule, table: Table, path: Path) -> None:
         from agr_lightning.figures import FACES_SHOWN, draw_figures
@@ -75,27 +96,6 @@ def summary(results: dict[str, Json]) -> str:
             digits = 2 if scale == 1 else 1
             parts.append(f"{label} {value * scale:.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f})")
     return f"Test on {results['n']:,} images, 95 % intervals: " + ", ".join(parts)
-
-
-def _facts(trainer: lightning.Trainer, module: AGRModule) -> RunFacts:
-    checkpoint = trainer.ckpt_path
-    margin = float(module.network.age_margin)
-    return RunFacts(
-        checkpoint=str(checkpoint) if checkpoint is not None else "",
-        epoch=module.checkpoint_epoch,
-        backbone=str(module.hparams["backbone"]),
-        parameters=sum(parameter.numel() for parameter in module.network.parameters()),
-        age_margin=None if math.isnan(margin) else margin,
-        training_seconds=training_seconds(trainer),
-    )
-
-
-def training_seconds(trainer: lightning.Trainer) -> float | None:
-    """How long this Trainer has trained, validation included; None when it has not."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Timer):
-            return callback.time_elapsed("train") or None
-    return None
 
 
 def _log_hyperparameters(trainer: lightning.Trainer, module: AGRModule, results: dict[str, Json]) -> None:

@@ -140,11 +140,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         if self._balance != "none":
             weights = balancing_weights(samples.gender if self._balance == "gender" else samples.race)
         sampler = TrainSampler(len(samples), self._train_seed, self._progress, weights, rank, ranks)
-        dataset = FaceDataset(
-            *self._sources.members("train"),
-            self._build_augmentation(),
-            self._train_seed,
-        )
+        dataset = FaceDataset(*self._sources.members("train"), self._build_augmentation(), self._train_seed)
         # A small last batch would disturb the batch statistics; where there is only that one, it must do.
         return self._loader(dataset, sampler, drop_last=len(sampler) >= self._batch_size)
 
@@ -167,9 +163,8 @@ class UTKFaceDataModule(lightning.LightningDataModule):
 
     def faces(self, side: Side, places: Sequence[int]) -> Tensor:
         """Some images of a side, as the network gets them: uint8 ``(places, 3, size, size)``."""
-        return (
-            FaceDataset(*self._sources.members(side)).__getitems__([Draw(0, place, place) for place in places]).images
-        )
+        dataset = FaceDataset(*self._sources.members(side))
+        return dataset.__getitems__([Draw(0, place, place) for place in places]).images
 
     @property
     def photos(self) -> list[Path]:

@@ -1,0 +1,38 @@
+"""Every benchmark runs, on cards and with the smallest settings, and prints its table; the figures are not judged."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+SMALLEST = {
+    "input": ("--size", "32", "--repeats", "1"),
+    "fit_overhead": ("--size", "32", "--batch_size", "8", "--steps", "12", "--repeats", "1"),
+    "test_overhead": ("--images", "400", "--repeats", "1"),
+    "predict": ("--images", "400", "--repeats", "1"),
+    "startup": ("--images", "100", "--repeats", "1"),
+    "memory": ("--sizes", "100", "--steps", "2"),
+    "time_to_accuracy": ("--seeds", "1"),
+}
+
+
+def test_every_benchmark_is_tried() -> None:
+    assert {script.stem for script in BENCHMARKS.glob("*.py")} - {"measure"} == set(SMALLEST)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_benchmark_prints_its_table(name: str, cards: Path, tmp_path: Path) -> None:
+    options = SMALLEST[name]
+    if name == "time_to_accuracy":
+        config = tmp_path / "short.yaml"
+        config.write_text("{data: {image_size: 32, num_workers: 0}, trainer: {max_epochs: 1, accelerator: cpu}}")
+        options = (*options, "--root", str(cards), "--config", str(config))
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(rows) >= 3 and len({row.count("|") for row in rows if "---" not in row}) == len({rows[0].count("|")})
