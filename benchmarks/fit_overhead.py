@@ -85,13 +85,11 @@ def main() -> None:
         }
         costs = in_turns({name: step(loop) for name, loop in lines.items()}, chosen.repeats)
     print(f"\nWhat a step takes, of 2 images at 32 px (n = {chosen.repeats}, {machine()})\n")
-    print("| | ms a step | more than the line above | spread |\n|---|---|---|---|")
-    above: list[float] | None = None
+    print("| | ms a step, median | best round | more than the line above, best rounds |\n|---|---|---|---|")
+    above = min(costs["bare PyTorch loop"])
     for name, values in costs.items():
-        more = sorted(value - before for value, before in zip(values, above or values, strict=True))
-        middle, value = more[len(more) // 2], sorted(values)[len(values) // 2]
-        print(f"| {name} | {value:.2f} | {middle:.2f} | {more[0]:.2f} to {more[-1]:.2f} |")
-        above = values
+        print(f"| {name} | {sorted(values)[len(values) // 2]:.2f} | {min(values):.2f} | {min(values) - above:.2f} |")
+        above = min(values)
 
 
 def bare(chosen: argparse.Namespace, size: int, batch_size: int, steps: int, one_batch: bool = False) -> list[float]:

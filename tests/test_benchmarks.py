@@ -34,5 +34,5 @@ def test_a_benchmark_prints_its_table(name: str, cards: Path, tmp_path: Path) ->
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *options]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
-    assert len(rows) >= 3 and len({row.count("|") for row in rows if "---" not in row}) == len({rows[0].count("|")})
+    tables = [block.splitlines() for block in done.stdout.split("\n\n") if block.startswith("|")]
+    assert tables and all(len(table) >= 3 and len({row.count("|") for row in table}) == 1 for table in tables)
