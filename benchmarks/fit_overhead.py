@@ -7,8 +7,6 @@ python benchmarks/fit_overhead.py [--root UTKFace] [--precision bf16-mixed] [--s
 """
 
 import argparse
-import contextlib
-import io
 import logging
 import os
 import tempfile
@@ -20,11 +18,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from measure import USE_STOPWATCH, Stopwatch, in_turns, machine, per_second, show, wait_for_device
+from measure import USE_STOPWATCH, Stopwatch, in_turns, machine, per_second, quietly, show, wait_for_device
 from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 
-from agr_lightning.cli import main as command_line
 from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.data.dataset import Batch
 from agr_lightning.models.backbones import BACKBONES
@@ -165,9 +162,7 @@ def fit(chosen: argparse.Namespace, size: int, batch_size: int, steps: int) -> l
     options += [f"--model.compile={chosen.compile}"]
     options += [f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=0", "--test_after_fit=false"]
     options += [f"--trainer.precision={chosen.precision}", USE_STOPWATCH]
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        code = command_line(["fit", *options])
-    assert code == 0
+    quietly("fit", *options)
     return Stopwatch.times
 
 

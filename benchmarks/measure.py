@@ -1,5 +1,7 @@
 """What the benchmarks share: sides measured in turns in one process, and a table of their ratios."""
 
+import contextlib
+import io
 import os
 import platform
 import statistics
@@ -10,6 +12,8 @@ from typing import ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from agr_lightning.cli import main
 
 
 class Stopwatch(Callback):
@@ -48,6 +52,14 @@ def per_second(times: Sequence[float], items: int, warm_up: int = 5) -> float:
     """Items a second, from the times at which batches of so many items ended, without the first ones."""
     taken = times[warm_up:]
     return (len(taken) - 1) * items / (taken[-1] - taken[0])
+
+
+def quietly(*arguments: str) -> None:
+    """Runs a command in this process, and prints what it says only when it fails."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        code = main(list(arguments))
+    assert code == 0, output.getvalue()
 
 
 def wait_for_device() -> None:

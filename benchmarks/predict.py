@@ -4,8 +4,6 @@ python benchmarks/predict.py [--root UTKFace] [--images 2000] [--num_workers 0] 
 """
 
 import argparse
-import contextlib
-import io
 import logging
 import os
 import tempfile
@@ -15,9 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measure import USE_STOPWATCH, Stopwatch, in_turns, per_second, show, wait_for_device
+from measure import USE_STOPWATCH, Stopwatch, in_turns, per_second, quietly, show, wait_for_device
 
-from agr_lightning.cli import main as command_line
 from agr_lightning.data.cards import draw_cards
 from agr_lightning.data.index import build_index
 from agr_lightning.module import AGRModule
@@ -41,10 +38,10 @@ def main() -> None:
         samples = build_index(chosen.root or str(draw_cards(chosen.images, 0))).samples
         for sample in list(samples)[: chosen.images]:
             (photos / sample.name).symlink_to(sample.path)
-        _quietly("fit", "--data.synthetic=120", "--trainer.max_steps=5", "--test_after_fit=false")
+        quietly("fit", "--data.synthetic=120", "--trainer.max_steps=5", "--test_after_fit=false")
 
         def command() -> list[float]:
-            _quietly(
+            quietly(
                 *("predict", "--ckpt_path=last", "--data.predict_path=photos", f"--data.batch_size={BATCH}"),
                 *(f"--data.num_workers={chosen.num_workers}", USE_STOPWATCH),
             )
@@ -70,13 +67,6 @@ def bare(images: int) -> list[float]:
     wait_for_device()
     times[-1] = time.perf_counter()
     return times
-
-
-def _quietly(*arguments: str) -> None:
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        code = command_line(list(arguments))
-    assert code == 0, output.getvalue()
 
 
 if __name__ == "__main__":

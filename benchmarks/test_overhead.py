@@ -6,8 +6,6 @@ python benchmarks/test_overhead.py [--root UTKFace] [--images 2000] [--precision
 """
 
 import argparse
-import contextlib
-import io
 import logging
 import os
 import tempfile
@@ -17,9 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measure import USE_STOPWATCH, Stopwatch, in_turns, per_second, show, wait_for_device
+from measure import USE_STOPWATCH, Stopwatch, in_turns, per_second, quietly, show, wait_for_device
 
-from agr_lightning.cli import main as command_line
 from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.models.backbones import BACKBONES
 from agr_lightning.module import AGRModule
@@ -40,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         options = [f"--data.root={chosen.root}"] if chosen.root else [f"--data.synthetic={chosen.images}"]
-        _quietly("fit", *options, f"--model.backbone={chosen.backbone}", "--trainer.max_steps=5",
+        quietly("fit", *options, f"--model.backbone={chosen.backbone}", "--trainer.max_steps=5",
                  "--trainer.limit_val_batches=2", "--test_after_fit=false")  # fmt: skip
         # All images that there are, as one test set of the size that was asked for.
         images = _test_folder(chosen, options)
@@ -95,18 +92,11 @@ def bare(chosen: argparse.Namespace, images: str) -> list[float]:
 
 
 def through_test(chosen: argparse.Namespace, images: str) -> list[float]:
-    _quietly(
+    quietly(
         *("test", "--ckpt_path=last", f"--data.test_root={images}", f"--data.batch_size={chosen.batch_size}"),
         *(f"--data.num_workers={chosen.num_workers}", f"--trainer.precision={chosen.precision}", USE_STOPWATCH),
     )
     return Stopwatch.times
-
-
-def _quietly(*arguments: str) -> None:
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        code = command_line(list(arguments))
-    assert code == 0, output.getvalue()
 
 
 if __name__ == "__main__":
