@@ -130,7 +130,7 @@ class AGRModule(lightning.LightningModule):
     def _log_metrics(self, stage: Stage) -> None:
         """Logs the metric objects, which the Trainer computes and resets.
 
-        Once an epoch: doing it in every step changes nothing and takes as long as a tenth of a small network.
+        Once an epoch: doing it in every step changes nothing and costs time.
         """
         metrics = self.metrics[f"{stage}_metrics"]
         assert isinstance(metrics, StageMetrics)

@@ -7,18 +7,16 @@ python benchmarks/fit_overhead.py [--root UTKFace] [--precision bf16-mixed] [--s
 """
 
 import argparse
-import logging
 import os
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from measure import USE_STOPWATCH, Stopwatch, in_turns, machine, per_second, quietly, show, wait_for_device
+from measure import USE_STOPWATCH, Stopwatch, in_turns, machine, per_second, quietly, show, silence, wait_for_device
 from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -57,7 +55,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=7)
     chosen = parser.parse_args()
-    _be_quiet()
+    silence()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         steps, batch = chosen.steps + WARM_UP, chosen.batch_size
@@ -168,11 +166,6 @@ def fit(chosen: argparse.Namespace, size: int, batch_size: int, steps: int) -> l
 
 def _source(chosen: argparse.Namespace) -> dict[str, str | int]:
     return {"root": chosen.root} if chosen.root else {"synthetic": 6000}
-
-
-def _be_quiet() -> None:
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
 
 
 if __name__ == "__main__":

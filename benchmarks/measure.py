@@ -2,10 +2,12 @@
 
 import contextlib
 import io
+import logging
 import os
 import platform
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -14,6 +16,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from agr_lightning.cli import main
+from agr_lightning.data.cards import draw_cards
+from agr_lightning.data.index import build_index
 
 
 class Stopwatch(Callback):
@@ -60,6 +64,22 @@ def quietly(*arguments: str) -> None:
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         code = main(list(arguments))
     assert code == 0, output.getvalue()
+
+
+def repeated(root: str | None, count: int, target: Path) -> Path:
+    """A folder of so many images: those of the root, or cards, and again under other names."""
+    samples = build_index(root or str(draw_cards(2000, 0))).samples
+    target.mkdir()
+    for number in range(count):
+        sample = samples[number % len(samples)]
+        (target / f"{sample.age}_{sample.gender}_{max(sample.race, 0)}_{number:09}.jpg").symlink_to(sample.path)
+    return target
+
+
+def silence() -> None:
+    """Keeps Lightning from talking while something is measured."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
 
 
 def wait_for_device() -> None:

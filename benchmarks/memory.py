@@ -11,10 +11,7 @@ import tempfile
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from measure import machine
-
-from agr_lightning.data.cards import draw_cards
-from agr_lightning.data.index import build_index
+from measure import machine, repeated
 
 
 class Resident(Callback):
@@ -36,18 +33,9 @@ def main() -> None:
     print("| images | run | resident, MB | of it not shared with files | peak, MB |\n|---|---|---|---|---|")
     for size in chosen.sizes:
         with tempfile.TemporaryDirectory() as folder:
-            root = _repeated(size, Path(folder) / "faces")
+            root = repeated(None, size, Path(folder) / "faces")
             for run in ("first", "second"):
                 print(f"| {size:,} | {run} | " + " | ".join(_measure(chosen, root, folder)) + " |", flush=True)
-
-
-def _repeated(count: int, target: Path) -> Path:
-    samples = build_index(str(draw_cards(2000, 0))).samples
-    target.mkdir()
-    for number in range(count):
-        sample = samples[number % len(samples)]
-        (target / f"{sample.age}_{sample.gender}_{sample.race}_{number:09}.jpg").symlink_to(sample.path)
-    return target
 
 
 def _measure(chosen: argparse.Namespace, root: Path, folder: str) -> list[str]:

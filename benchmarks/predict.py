@@ -4,16 +4,14 @@ python benchmarks/predict.py [--root UTKFace] [--images 2000] [--num_workers 0] 
 """
 
 import argparse
-import logging
 import os
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measure import USE_STOPWATCH, Stopwatch, in_turns, per_second, quietly, show, wait_for_device
+from measure import USE_STOPWATCH, Stopwatch, in_turns, per_second, quietly, show, silence, wait_for_device
 
 from agr_lightning.data.cards import draw_cards
 from agr_lightning.data.index import build_index
@@ -29,8 +27,7 @@ def main() -> None:
     parser.add_argument("--num_workers", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=7)
     chosen = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
+    silence()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         photos = Path("photos")

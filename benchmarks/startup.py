@@ -12,10 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from measure import in_turns, machine
-
-from agr_lightning.data.cards import draw_cards
-from agr_lightning.data.index import build_index
+from measure import in_turns, machine, repeated
 
 COMMAND = (sys.executable, "-m", "agr_lightning")
 
@@ -28,7 +25,7 @@ def main() -> None:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
-        root = _linked(chosen.root, chosen.images, Path(folder) / "faces")
+        root = repeated(chosen.root, chosen.images, Path(folder) / "faces")
         fit = [*COMMAND, "fit", f"--data.root={root}", f"--trainer.default_root_dir={folder}", "--data.num_workers=0"]
         one_step = [*fit, "--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--test_after_fit=false"]
         sides: dict[str, Callable[[], float]] = {
@@ -49,16 +46,6 @@ def main() -> None:
         more = sorted(value - b for value, b in zip(values, found[base], strict=True)) if base else []
         cells = f"{base} | {more[len(more) // 2]:.2f} | {more[0]:.2f} to {more[-1]:.2f}" if more else " | |"
         print(f"| {name} | {sorted(values)[len(values) // 2]:.2f} | {cells} |")
-
-
-def _linked(root: str | None, count: int, target: Path) -> Path:
-    """A folder of so many images: those of the root, and again under other names."""
-    samples = build_index(root or str(draw_cards(2000, 0))).samples
-    target.mkdir()
-    for number in range(count):
-        sample = samples[number % len(samples)]
-        (target / f"{sample.age}_{sample.gender}_{max(sample.race, 0)}_{number:09}.jpg").symlink_to(sample.path)
-    return target
 
 
 def seconds(*arguments: str) -> float:

@@ -203,35 +203,22 @@ def _scan(folder: Path, files: list[str], store: Path) -> _Scan:
     """Looks at the content of each file, or at what an earlier look found."""
     stamps = np.array([_stamp(folder, file) for file in files], np.int64).reshape(-1, 2)
     known = _load(store, thumbnails=False)
-    if (
-        known is not None
-        and known.files == files
-        and (known.stamps == stamps).all()
-        and not any(map(_denied, known.reasons))
-    ):
+    if known is not None and known.files == files and (_unchanged(known, files, stamps) >= 0).all():
         return known
     known = _load(store, thumbnails=True)
+    earlier = _unchanged(known, files, stamps)
+    old, new = np.flatnonzero(earlier >= 0), np.flatnonzero(earlier < 0)
     reasons = [""] * len(files)
     digests = np.zeros((len(files), _DIGEST_BYTES), np.uint8)
     thumbnails = np.zeros((len(files), THUMBNAIL, THUMBNAIL), np.uint8)
-    places = {} if known is None else {file: row for row, file in enumerate(known.files)}
-    missing = []
-    for row, file in enumerate(files):
-        earlier = places.get(file)
-        if (
-            known is None
-            or earlier is None
-            or (known.stamps[earlier] != stamps[row]).any()
-            or _denied(known.reasons[earlier])
-        ):
-            missing.append(row)
-            continue
-        reasons[row], digests[row] = known.reasons[earlier], known.digests[earlier]
-        thumbnails[row] = known.thumbnails[earlier]
+    if known is not None:
+        digests[old], thumbnails[old] = known.digests[earlier[old]], known.thumbnails[earlier[old]]
+        for row in old:
+            reasons[row] = known.reasons[earlier[row]]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda row: _scan_file(folder / files[row]), missing)
-        bar = tqdm(found, "Checking images", len(missing), unit="image", delay=2, leave=False, disable=None)
-        for row, (reason, digest, thumbnail) in zip(missing, bar, strict=True):
+        found = pool.map(lambda row: _scan_file(folder / files[row]), new)
+        bar = tqdm(found, "Checking images", len(new), unit="image", delay=2, leave=False, disable=None)
+        for row, (reason, digest, thumbnail) in zip(new, bar, strict=True):
             reasons[row], digests[row], thumbnails[row] = reason, digest, thumbnail
     groups = np.arange(len(files))
     readable = np.flatnonzero([not reason for reason in reasons])
@@ -249,9 +236,15 @@ def _stamp(folder: Path, file: str) -> tuple[int, int]:
     return (status.st_size, status.st_mtime_ns)
 
 
-def _denied(reason: str) -> bool:
-    """Whether a file could not be opened: permissions change without its time of change."""
-    return reason.startswith(CANNOT_BE_READ)
+def _unchanged(known: _Scan | None, files: list[str], stamps: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The row of each file in what an earlier look found; -1 for those that have to be looked at."""
+    if known is None or not known.files:
+        return np.full(len(files), -1)
+    rows = {file: row for row, file in enumerate(known.files)}
+    earlier = np.array([rows.get(file, -1) for file in files], np.int64)
+    # A file that could not be opened is tried again: permissions change without its time of change.
+    denied = np.array([reason.startswith(CANNOT_BE_READ) for reason in known.reasons])
+    return np.where((known.stamps[earlier] != stamps).any(1) | denied[earlier], -1, earlier)
 
 
 def _scan_file(path: Path) -> tuple[str, NDArray[np.uint8], NDArray[np.uint8]]:
