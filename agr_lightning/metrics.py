@@ -24,31 +24,48 @@ class MaskedAccuracy(MulticlassAccuracy):
         return super().compute() if counted > 0 else torch.full_like(counted, torch.nan, dtype=torch.float32)
 
 
-class JointLossMetric(Metric):
-    """The weighted sum of the tasks' mean losses, each over the samples that have its label.
+class MeanLosses(Metric):
+    """The tasks' mean losses, each over the samples that have its label.
 
-    Not the mean of the batches' joint losses, which would depend on how the labels fall into batches.
+    Not the means of the batches' losses, which would depend on how the labels fall into batches.
     """
 
     full_state_update = False
     sums: Tensor
     counts: Tensor
 
-    def __init__(self, weights: list[float]) -> None:
+    def __init__(self, tasks: tuple[Task, ...]) -> None:
         super().__init__()
-        self._weights = weights
-        self.add_state("sums", torch.zeros(len(weights)), dist_reduce_fx="sum")
-        self.add_state("counts", torch.zeros(len(weights)), dist_reduce_fx="sum")
+        self.tasks = tasks
+        self.add_state("sums", torch.zeros(len(tasks)), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(len(tasks)), dist_reduce_fx="sum")
 
-    def update(self, losses: Tensor, counts: Tensor) -> None:
-        """Adds a batch: the tasks' mean losses and how many samples they are means of."""
-        self.sums += losses * counts
-        self.counts += counts
+    def update(self, losses: dict[Task, Tensor], counts: dict[Task, Tensor]) -> None:
+        """Adds a batch: mean losses and how many samples they are means of."""
+        count = torch.stack([counts[task] for task in self.tasks])
+        self.sums += torch.stack([losses[task].detach() for task in self.tasks]) * count
+        self.counts += count
+
+    def means(self) -> Tensor:
+        """A mean for each task, ``(tasks,)``; 0 where there was no label."""
+        return self.sums / self.counts.clamp(min=1)
 
     def compute(self) -> Tensor:
-        """A scalar; a task without any label adds nothing."""
-        weights = torch.tensor(self._weights, device=self.sums.device)
-        return (weights * self.sums / self.counts.clamp(min=1)).sum()
+        """The mean loss, of a single task."""
+        return self.means().squeeze(0)
+
+
+class JointLossMetric(MeanLosses):
+    """What the joint loss makes of the tasks' mean losses."""
+
+    def __init__(self, tasks: tuple[Task, ...], total: nn.Module) -> None:
+        super().__init__(tasks)
+        self._total = (total,)  # in a tuple: its parameters are not this metric's
+
+    def compute(self) -> Tensor:
+        """A scalar; under fixed weights a task without any label adds nothing."""
+        joint: Tensor = self._total[0](dict(zip(self.tasks, self.means(), strict=True)))
+        return joint.detach()
 
 
 class StageMetrics(nn.Module):
@@ -56,15 +73,15 @@ class StageMetrics(nn.Module):
 
     Args:
         tasks: which tasks the network has.
-        weights: of the tasks in the joint loss.
+        total: joins their losses: from a dict by task to a scalar.
     """
 
-    def __init__(self, tasks: tuple[Task, ...], weights: dict[Task, float]) -> None:
+    def __init__(self, tasks: tuple[Task, ...], total: nn.Module) -> None:
         super().__init__()
         self.tasks = tasks
-        self.loss = JointLossMetric([weights[task] for task in tasks])
+        self.loss = JointLossMetric(tasks, total)
         # Not MeanMetric: it makes a GPU wait while it looks for NaN, and told not to look, it forgets the weights.
-        self.losses = nn.ModuleDict({task: JointLossMetric([1.0]) for task in tasks})
+        self.losses = nn.ModuleDict({task: MeanLosses((task,)) for task in tasks})
         scores: dict[Task, tuple[str, Metric]] = {
             "age": ("age_mae", MeanAbsoluteError()),
             "gender": ("gender_acc", MaskedAccuracy(len(GENDERS))),
@@ -72,19 +89,16 @@ class StageMetrics(nn.Module):
         }
         self.scores = nn.ModuleDict({scores[task][0]: scores[task][1] for task in tasks})
 
-    def update(self, outputs: dict[Task, Tensor], labels: dict[Task, Tensor], losses: dict[Task, Tensor]) -> None:
+    def update(self, predictions: Predictions, labels: dict[Task, Tensor], losses: dict[Task, Tensor]) -> None:
         """Adds a batch; each loss counts once for each sample that has its label."""
         counts = {task: (labels[task] != MISSING).sum().float() for task in self.tasks}
-        self.loss.update(
-            torch.stack([losses[task].detach() for task in self.tasks]),
-            torch.stack([counts[task] for task in self.tasks]),
-        )
+        self.loss.update(losses, counts)
         for task, score in zip(self.tasks, self.scores.values(), strict=True):
             assert isinstance(score, Metric)
-            score.update(outputs[task].detach(), labels[task])
+            score.update(getattr(predictions, task).detach(), labels[task])
             mean = self.losses[task]
-            assert isinstance(mean, JointLossMetric)
-            mean.update(losses[task].detach()[None], counts[task][None])
+            assert isinstance(mean, MeanLosses)
+            mean.update(losses, counts)
 
     def named(self) -> Iterator[tuple[str, Metric]]:
         """Each metric with the name under which it is logged."""

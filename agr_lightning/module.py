@@ -2,7 +2,6 @@
 
 import logging
 import math
-import platform
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,25 +10,34 @@ from typing import Any, Literal
 import lightning
 import numpy as np
 import torch
+from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
 
 from agr_lightning.data.dataset import Batch, PhotoBatch
 from agr_lightning.errors import UserError
-from agr_lightning.labels import TASKS, Task, check_tasks
+from agr_lightning.files import Json
+from agr_lightning.labels import RACES, TASKS, Task, check_tasks
 from agr_lightning.metrics import PredictionTable, StageMetrics
+from agr_lightning.models.age import AgeLossName, AgeReadout, head_for
 from agr_lightning.models.backbones import BackboneName
-from agr_lightning.models.losses import AgeLossName, JointLoss, LossWeights
-from agr_lightning.models.network import AGRNetwork, Predictions, to_predictions
+from agr_lightning.models.losses import JointLoss, LossWeights, Weighting, balanced_weights
+from agr_lightning.models.network import AGRNetwork, Predictions
 from agr_lightning.models.weights import fetch_imagenet, load_imagenet, load_weights
+from agr_lightning.optimization import (
+    BACKBONE,
+    HEADS,
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    LRSchedulerCallable,
+    Optimization,
+    check_same_run,
+)
 from agr_lightning.results import Table, interval_margin
 
 _log = logging.getLogger(__name__)
 
 Stage = Literal["train", "val", "test"]
-
-NO_END = "the learning-rate schedule needs an end: give --trainer.max_epochs or --trainer.max_steps."
 
 _PROGRESS = ("loss", "age_mae", "gender_acc", "race_acc")
 
@@ -43,14 +51,26 @@ class AGRModule(lightning.LightningModule):
         weights: file to start from: a checkpoint of this project, or a state dict of the network or of its
             backbone; null for random weights.
         tasks: what to predict: any of age, gender and race.
-        age_loss: l1 (mean absolute error), mse (mean squared error) or smooth_l1 (squared below 3 years).
+        age_loss: a number learned by l1 (mean absolute error), mse (mean squared error) or smooth_l1 (squared below 3
+            years); a distribution learned by dldl (Gaussian labels) or mean_variance; ordered thresholds by coral.
+        age_readout: how an age is read from a distribution or from thresholds: mean or median; null for the mean.
         loss_weights: what each task's loss is multiplied by.
+        loss_weighting: fixed weights, or uncertainty: learned ones that start from these.
+        race_class_weights: what the race loss of each class is multiplied by: none, balanced (each class counts the
+            same), or a list of five numbers.
         label_smoothing: share of each gender and race label that is spread over all classes in training.
-        learning_rate: peak of the one-cycle schedule.
+        learning_rate: of AdamW; peak of the one-cycle schedule.
         weight_decay: of AdamW, on all weights but biases and normalisation.
         dropout: probability of dropping a feature before the heads.
+        backbone_learning_rate: another learning rate for the backbone; null for that of the heads.
+        freeze_epochs: keep the backbone as it is for so many epochs, while the heads learn.
+        optimizer: another optimizer than AdamW, by class path; its learning rate and decay are its own arguments.
+        lr_scheduler: another schedule than one-cycle, by class path.
+        lr_scheduler_interval: when that schedule takes a step: after each epoch, or after each training step.
         compile: let torch.compile make the training steps faster; it takes a minute first, for each image size, so
             it pays in long runs.
+        image_size: side of the images, pixels; the command line takes it from the data options.
+        grayscale: leave the colour of the images out; the command line takes it from the data options.
 
     Raises:
         UserError: for values that cannot work.
@@ -63,43 +83,81 @@ class AGRModule(lightning.LightningModule):
         weights: str | None = None,
         tasks: list[Task] = list(TASKS),  # noqa: B006 (never changed; the command line shows it)
         age_loss: AgeLossName = "l1",
+        age_readout: AgeReadout | None = None,
         loss_weights: LossWeights = LossWeights(),  # noqa: B008 (frozen)
+        loss_weighting: Weighting = "fixed",
+        race_class_weights: Literal["none", "balanced"] | list[float] = "none",
         label_smoothing: float = 0.0,
-        learning_rate: float = 2e-3,
-        weight_decay: float = 0.05,
+        learning_rate: float = LEARNING_RATE,
+        weight_decay: float = WEIGHT_DECAY,
         dropout: float = 0.2,
+        backbone_learning_rate: float | None = None,
+        freeze_epochs: int = 0,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
         compile: bool = False,
+        image_size: int = 128,
+        grayscale: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(loss_weights, dict):  # as a checkpoint stores them
             loss_weights = LossWeights(**loss_weights)
         # Plain values only, so that a checkpoint loads without running code.
-        self.save_hyperparameters(ignore=["loss_weights"])
+        self.save_hyperparameters(ignore=["loss_weights", "optimizer", "lr_scheduler"])
         self.save_hyperparameters({"loss_weights": asdict(loss_weights)})
-        _check_numbers(learning_rate, weight_decay, dropout, label_smoothing)
+        for name, share in (("dropout", dropout), ("label_smoothing", label_smoothing)):
+            if not 0 <= share < 1:
+                raise UserError(f"--model.{name} {share} must be at least 0 and below 1.")
         if pretrained and weights is not None:
             raise UserError(f"--model.pretrained true and --model.weights {weights} exclude each other.")
+        if freeze_epochs and not pretrained and weights is None:
+            raise UserError(
+                f"--model.freeze_epochs {freeze_epochs} would freeze random weights: "
+                "start from --model.pretrained true or --model.weights FILE."
+            )
         self._backbone, self._pretrained, self._weights = backbone, pretrained, weights
-        self._learning_rate, self._weight_decay = learning_rate, weight_decay
+        self.optimization = Optimization(
+            *(learning_rate, weight_decay, backbone_learning_rate, freeze_epochs),
+            *(optimizer, lr_scheduler, lr_scheduler_interval),
+        )
         self._compile = compile
         self._compiled: Callable[[Tensor], dict[Task, Tensor]] | None = None
         self.tasks = check_tasks(tasks)
-        self.network = AGRNetwork(backbone, self.tasks, dropout)
-        self.loss = JointLoss(age_loss, loss_weights, label_smoothing)
+        self.network_options: dict[str, Json] = {
+            "backbone": backbone,
+            "tasks": list(self.tasks),
+            "dropout": dropout,
+            "age_head": head_for(age_loss, age_readout),
+            "age_readout": age_readout or "mean",
+            "image_size": image_size,
+            "grayscale": grayscale,
+        }
+        self.network = AGRNetwork(**self.network_options)  # type: ignore[arg-type]
+        self.loss = JointLoss(age_loss, loss_weights, label_smoothing, loss_weighting, self.tasks)
+        self._race_class_weights = race_class_weights
+        if isinstance(race_class_weights, list):
+            self._weigh_races(race_class_weights)
         self.metrics = nn.ModuleDict(
-            {f"{stage}_metrics": StageMetrics(self.tasks, self.loss.weights) for stage in ("train", "val", "test")}
+            {f"{stage}_metrics": StageMetrics(self.tasks, self.loss.total) for stage in ("train", "val", "test")}
         )
         self.table = PredictionTable()
         self._seed = 0
         self._started = False
         self.checkpoint_epoch: int | None = None
+        self._age_margin = math.nan
+        self._resumed: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------ steps
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self._step(batch, "train")
         self.log("train/loss_step", loss.detach(), on_step=True, on_epoch=False)
-        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], on_step=True, on_epoch=False)
+        groups = self.trainer.optimizers[0].param_groups
+        self.log("train/learning_rate", groups[HEADS]["lr"], on_step=True, on_epoch=False)
+        if self.optimization.backbone_differs:
+            rate = 0.0 if self.network.frozen else groups[BACKBONE]["lr"]
+            self.log("train/learning_rate_backbone", rate, on_step=True, on_epoch=False)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -119,9 +177,10 @@ class AGRModule(lightning.LightningModule):
         total: Tensor = self.loss.total(losses)
         metrics = self.metrics[f"{stage}_metrics"]
         assert isinstance(metrics, StageMetrics)
-        metrics.update(outputs, labels, losses)
+        predictions = self.network.read(outputs)
+        metrics.update(predictions, labels, losses)
         if stage != "train":
-            self.table.update(batch.place, labels, to_predictions(outputs))
+            self.table.update(batch.place, labels, predictions)
         return total
 
     def on_train_epoch_end(self) -> None:
@@ -151,6 +210,9 @@ class AGRModule(lightning.LightningModule):
         self._seed = torch.initial_seed() % 2**32 + self.trainer.global_rank * 10**6
         if stage == "fit" and self._starts_afresh():
             self.load_start()
+        if stage == "fit" and self._race_class_weights == "balanced":
+            races = self.trainer.datamodule.split["train"].race  # type: ignore[attr-defined]
+            self._weigh_races(balanced_weights(np.bincount(races[races >= 0], minlength=len(RACES)).tolist()))
 
     def load_start(self) -> None:
         """Loads the weights that training starts from, once.
@@ -165,31 +227,33 @@ class AGRModule(lightning.LightningModule):
         self._started = True
 
     def on_fit_start(self) -> None:
+        if self._resumed is not None:
+            check_same_run(self._resumed, self.trainer.optimizers[0], self._total_steps())
+            self._resumed = None
         if self._compile:
             # The network alone: Lightning's logging inside would be compiled again and again. Evaluation stays as it
             # is, since the last batch of each would be one more size.
             self._compiled = torch.compile(self.network.forward, dynamic=False)
-        if self.device.type == "cpu" and "16" in str(self.trainer.precision) and not _has_bfloat16_units():
-            _log.warning(
-                f"this CPU has no units for 16-bit floats: --trainer.precision {self.trainer.precision} is many times "
-                "slower on it than 32-true."
-            )
-        _log.info(
-            f"{self._backbone}: {sum(p.numel() for p in self.network.parameters()) / 1e6:.2f} M parameters, "
-            f"{self.device.type} x {self.trainer.world_size}, precision {self.trainer.precision}"
-        )
+
+    def on_train_epoch_start(self) -> None:
+        # Several devices wait for the gradients of all weights: there they are computed, and not used.
+        frozen = self.current_epoch < self.optimization.freeze_epochs
+        self.network.freeze(frozen, detached=self.trainer.world_size == 1)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.network.frozen:
+            for parameter in self.network.backbone.parameters():
+                parameter.grad = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["optimizer_class"] = type(self.trainer.optimizers[0]).__name__
+        checkpoint["state_dict"]["network.age_margin"].fill_(self._age_margin)  # as in on_train_end
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.checkpoint_epoch = int(checkpoint["epoch"])
-        schedules = checkpoint.get("lr_schedulers")
-        trainer = self._trainer  # there is none under load_from_checkpoint
-        if trainer is not None and trainer.state.fn == "fit" and schedules:
-            then, now = schedules[0]["total_steps"], self._total_steps()
-            if then != now:
-                raise UserError(
-                    f"the checkpoint is of a run of {then:,} steps, this one has {now:,}: go on with the run's own "
-                    "--config RUN/config.yaml, or start a new run from its weights with --model.weights FILE."
-                )
+        self._age_margin = float(checkpoint["state_dict"]["network.age_margin"])
+        if self._trainer is not None and self._trainer.state.fn == "fit":  # there is none under load_from_checkpoint
+            self._resumed = checkpoint
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout then depends on the batch alone, so that a resumed run goes on as if never interrupted.
@@ -205,7 +269,12 @@ class AGRModule(lightning.LightningModule):
         self._log_metrics("val")
         table = self.predictions()
         if "age" in self.tasks and not self.trainer.sanity_checking:
-            self.network.age_margin.fill_(interval_margin(np.abs(table.predicted_age - table.age)))
+            self._age_margin = interval_margin(np.abs(table.predicted_age - table.age))
+            self.network.age_margin.fill_(self._age_margin)
+
+    def on_train_end(self) -> None:
+        # A callback that averages weights has averaged this with what it was before.
+        self.network.age_margin.fill_(self._age_margin)
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
@@ -227,43 +296,23 @@ class AGRModule(lightning.LightningModule):
         return table
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW without decay on biases and normalisation, and a one-cycle schedule over the whole run."""
-        matrices = [p for p in self.parameters() if p.ndim > 1]
-        vectors = [p for p in self.parameters() if p.ndim <= 1]
-        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(
-            groups,
-            lr=self._learning_rate,
-            weight_decay=self._weight_decay,
-            # One pass over the weights instead of eight; Lightning cannot clip gradients beside it.
-            fused=self.trainer.gradient_clip_val is None,
-        )
-        # Smith and Topin, "Super-Convergence", 2018: up for a quarter of the run, then down to almost nothing.
-        schedule = OneCycleLR(optimizer, self._learning_rate, total_steps=self._total_steps(), pct_start=0.25)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        """AdamW and a one-cycle schedule over the whole run, or what the options say."""
+        # Lightning cannot clip gradients beside a fused optimizer.
+        fused = self.trainer.gradient_clip_val is None
+        return self.optimization.configure(self, self.network.backbone, self._total_steps(), fused)
 
     def _total_steps(self) -> int:
+        """Of the whole run; 0 where it has no end."""
         steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise UserError(NO_END)
-        # OneCycleLR divides by zero where the way up is a single step.
-        return max(int(steps), 5)
+        return 0 if math.isinf(steps) else int(steps)
+
+    def _weigh_races(self, weights: list[float]) -> None:
+        if len(weights) != len(RACES) or not all(0 <= weight < math.inf for weight in weights):
+            raise UserError(
+                f"--model.race_class_weights {weights}: expected none, balanced, or {len(RACES)} numbers of 0 or more, "
+                f"for {', '.join(RACES)}."
+            )
+        self.loss.race_weights.copy_(torch.tensor(weights))
 
     def _starts_afresh(self) -> bool:
         return self.trainer.ckpt_path is None and self.trainer.state.fn == "fit"
-
-
-def _has_bfloat16_units() -> bool:
-    """Whether this CPU multiplies bfloat16 numbers itself; where that cannot be asked, it is taken to."""
-    ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return ask is None or platform.machine().lower() not in ("x86_64", "amd64") or bool(ask())
-
-
-def _check_numbers(learning_rate: float, weight_decay: float, dropout: float, label_smoothing: float) -> None:
-    if not 0 < learning_rate < math.inf:
-        raise UserError(f"--model.learning_rate {learning_rate} must be above 0 and finite.")
-    if not 0 <= weight_decay < math.inf:
-        raise UserError(f"--model.weight_decay {weight_decay} must be 0 or more, and finite.")
-    for name, share in (("dropout", dropout), ("label_smoothing", label_smoothing)):
-        if not 0 <= share < 1:
-            raise UserError(f"--model.{name} {share} must be at least 0 and below 1.")

@@ -13,6 +13,10 @@ _GIVEN = re.compile(r"(?:Got value|Given value): (?P<value>[^\n]*)")
 _LITERAL = re.compile(r"typing\.Literal\[(?P<values>[^\]]+)\]")
 _TYPE = re.compile(r"<class '(?P<name>[\w.]+)'>")
 _UNKNOWN = re.compile(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<name>[\w.-]+)'")
+_OF_CLASS = re.compile(
+    r"(?P<why>Multiple subclasses with name [^\n]*|the following arguments are required: [^\n]*|"
+    r"Expected '[^']*' to be a subclass of [^\n]*?>)"
+)
 
 _UNKNOWN_TOP = re.compile(r"(?:does not accept option|[Kk]ey|[Oo]ption) '(?P<name>[\w.-]+)'(?! is required)")
 
@@ -76,6 +80,9 @@ def explain(message: str, options: list[str]) -> str:
     found = _KEY.search(message)
     if found and "config" in found["key"].split("."):
         return f"--config: {_one_line(found['rest'])}"
+    of_class = _OF_CLASS.search(found["rest"]) if found else None
+    if found and of_class:
+        return f"--{found['key']}: {of_class['why']}"
     if found:
         given = _GIVEN.search(found["rest"])
         expected = _expected(found["rest"])
@@ -100,6 +107,8 @@ def _expected(text: str) -> str:
     # What follows is the type of the given value, not an expected one.
     kinds = _TYPE.findall(text.split("Given value type")[0])
     parts += [names.get(kind, kind.rsplit(".", 1)[-1]) for kind in kinds]
+    if "dot import path" in text:
+        parts = ["a class path like torch.optim.SGD", *parts]
     return " or ".join(dict.fromkeys(parts))
 
 

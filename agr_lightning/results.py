@@ -16,6 +16,8 @@ from agr_lightning.labels import AGE_BANDS, GENDERS, MISSING, RACES, age_band
 AGE_INTERVAL_LEVEL = 0.8
 FIGURE_LEVEL = 0.95
 
+RESULTS_FILE = "results.json"
+
 _RESAMPLES = 1000
 _RESAMPLES_AT_ONCE = 100
 
@@ -63,11 +65,11 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What results.json says about the run beside the figures."""
+    """What results.json says about the run beside the figures; ``model`` are the arguments of ``AGRNetwork``."""
 
     checkpoint: str
     epoch: int | None
-    backbone: str
+    model: dict[str, Json]
     parameters: int
     age_margin: float | None
     training_seconds: float | None = None
@@ -114,7 +116,8 @@ def make_results(table: Table, samples: Samples, facts: RunFacts) -> dict[str, J
         "groups": list(_groups(table, values)),
         "checkpoint": facts.checkpoint,
         "epoch": facts.epoch,
-        "backbone": facts.backbone,
+        "backbone": facts.model["backbone"],
+        "model": facts.model,
         "parameters": facts.parameters,
         "training_seconds": facts.training_seconds,
         "test_set": _digest(chosen),

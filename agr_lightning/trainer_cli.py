@@ -16,10 +16,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from agr_lightning.callbacks.announcement import Announcement
 from agr_lightning.callbacks.predictions import PredictionWriter
 from agr_lightning.callbacks.run_folder import run_folder
-from agr_lightning.callbacks.splits import SPLITS_FOLDER, SplitWriter
+from agr_lightning.callbacks.splits import SplitWriter
 from agr_lightning.callbacks.test_report import TestReport
+from agr_lightning.checkpoint_options import check_fit_together, options_of
 from agr_lightning.checkpoints import (
     BEST,
     CHECKPOINTS_FOLDER,
@@ -31,11 +33,11 @@ from agr_lightning.checkpoints import (
     read_facts,
     reserve_run,
     run_number,
-    splits_of,
 )
 from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.errors import UserError
-from agr_lightning.module import NO_END, AGRModule
+from agr_lightning.module import AGRModule
+from agr_lightning.optimization import NO_END
 from agr_lightning.parser import DESCRIPTIONS, OPTION_HELP, AGRArgumentParser
 from agr_lightning.terminal import speaking
 
@@ -58,6 +60,8 @@ class AGRCommandLine(LightningCLI):
         return {cls.command: LightningCLI.subcommands()[cls.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for name in ("image_size", "grayscale"):
+            parser.link_arguments(f"data.{name}", f"model.{name}")
         if self.command == "fit":
             parser.add_argument(
                 "--test_after_fit",
@@ -91,11 +95,11 @@ class AGRCommandLine(LightningCLI):
         if options.ckpt_path is not None:
             self.facts = read_facts(find_checkpoint(str(options.ckpt_path), self.root))
             subparser = self._parser(self.command)
-            subparser.set_defaults(_defaults(self.facts, options, subparser))
+            subparser.set_defaults(options_of(self.facts, options, subparser))
         super().parse_arguments(parser, args)
         if self.facts is not None:
             self.config[self.command].ckpt_path = str(self.facts.path)
-            _check_fit_together(self.facts, self.config[self.command].model)
+            check_fit_together(self.facts, self.config[self.command])
         elif self.command != "fit":
             raise UserError(
                 f"`{self.command}` needs weights: give --ckpt_path FILE, a run folder, '{BEST}' or '{LAST}'."
@@ -108,7 +112,7 @@ class AGRCommandLine(LightningCLI):
             self.datamodule.setup("test")
         options = self.config[self.command].trainer
         if self.command == "fit":
-            if options.max_epochs == options.max_steps == -1:
+            if options.max_epochs == options.max_steps == -1 and self.model.optimization.lr_scheduler is None:
                 raise UserError(NO_END)
             if self.facts is None:
                 self.model.load_start()
@@ -246,6 +250,11 @@ def run(command: str, options: Sequence[str]) -> None:
                 "the device is out of memory: use a smaller --data.batch_size or --data.image_size."
             ) from None
         except RuntimeError as error:
+            if "loading state_dict" in str(error):
+                raise UserError(
+                    "the checkpoint does not fit the network that the options describe, or is of another version "
+                    f"of this project: {' '.join(str(error).split()[5:])[:200]}"
+                ) from None
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
             raise UserError(
@@ -263,44 +272,7 @@ def _callbacks(command: str) -> list[Callback]:
     checkpoints = ModelCheckpoint(
         monitor="val/loss", filename=BEST, save_last=True, enable_version_counter=False, auto_insert_metric_name=False
     )
-    return [checkpoints, SplitWriter(), TestReport(), Timer()]
-
-
-def _defaults(facts: CheckpointFacts, given: Namespace, parser: LightningArgumentParser) -> dict[str, Any]:
-    """What a checkpoint was trained with, as defaults of the options; its own split first of all."""
-    stored = {f"model.{name}": value for name, value in facts.model.items()}
-    stored |= {f"data.{name}": value for name, value in facts.data.items()}
-    weights = stored.pop("model.loss_weights", None)
-    if isinstance(weights, dict):
-        stored |= {f"model.loss_weights.{task}": weight for task, weight in weights.items()}
-    stored.pop("data.predict_path", None)
-    if given.data.root is not None:
-        stored.pop("data.synthetic", None)
-    if given.data.synthetic:
-        # Other cards than those of the run have other names.
-        stored.pop("data.root", None)
-        if given.data.synthetic != facts.data.get("synthetic"):
-            stored.pop("data.split", None)
-    lists = splits_of(facts.path, SPLITS_FOLDER)
-    if lists is not None and "data.split" in stored:
-        stored["data.split"] = str(lists)
-    known = {action.dest for action in parser._actions}
-    return {name: value for name, value in stored.items() if name in known}
-
-
-def _check_fit_together(facts: CheckpointFacts, model: Namespace) -> None:
-    """Raises UserError when the options ask for another network than the checkpoint holds."""
-    for name in ("backbone", "tasks"):
-        held, asked = facts.model.get(name), getattr(model, name)
-        if held != asked:
-            raise UserError(
-                f"--ckpt_path {facts.path} was trained with --model.{name} {_shown(held)}, "
-                f"not {_shown(asked)}: leave --model.{name} out."
-            )
-
-
-def _shown(value: Any) -> str:
-    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+    return [Announcement(), checkpoints, SplitWriter(), TestReport(), Timer()]
 
 
 def _short(path: str | Path) -> str:

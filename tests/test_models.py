@@ -3,13 +3,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from agr_lightning.errors import UserError
 from agr_lightning.labels import MISSING, Task
-from agr_lightning.models.backbones import BACKBONES, BackboneName, build_backbone
-from agr_lightning.models.losses import AGE_LOSSES, AgeLossName, JointLoss, LossWeights, build_age_loss
+from agr_lightning.models.backbones import BACKBONES, IMAGENET_WEIGHTS, BackboneName, build_backbone, plan_of
+from agr_lightning.models.losses import JointLoss, LossWeights, balanced_weights
 from agr_lightning.models.network import AGRNetwork
+from agr_lightning.models.plain_cnns import TwoBranchCNN
 from agr_lightning.models.weights import fetch_imagenet, load_imagenet, load_weights, read_torch_file
 
 IMAGES = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -18,14 +20,81 @@ IMAGES = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torc
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("size", [32, 61, 128])
 def test_every_backbone_gives_its_features(name: BackboneName, size: int) -> None:
-    backbone, features = build_backbone(name)
-    assert backbone.eval()(torch.zeros(2, 3, size, size)).shape == (2, features)
+    backbone, features = build_backbone(name, ("age", "race"), size)
+    found = backbone.eval()(torch.zeros(2, 3, size, size))
+    for each in found.values() if isinstance(found, dict) else [found]:
+        assert each.shape == (2, features)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_trains_from_the_smallest_image_it_names(name: BackboneName) -> None:
+    smallest = plan_of(name).smallest
+    network = AGRNetwork(name, image_size=smallest)
+    outputs = network(IMAGES[..., :smallest, :smallest])
+    torch.stack([output.square().mean() for output in outputs.values()]).sum().backward()
+    gradients = [parameter.grad for parameter in network.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    with pytest.raises(
+        UserError, match=rf"--data\.image_size {smallest - 1} is too small for {name}.* {smallest} pixels"
+    ):
+        AGRNetwork(name, image_size=smallest - 1)
+
+
+def test_two_branches_share_the_trunk_alone_and_exist_for_the_tasks_alone() -> None:
+    network = AGRNetwork("two_branch_cnn", ("age", "gender")).eval()
+    assert isinstance(network.backbone, TwoBranchCNN) and list(network.backbone.branches) == ["age", "gender"]
+    network(IMAGES)["age"].sum().backward()
+    branches = network.backbone.branches
+    assert all(p.grad is None for p in branches["gender"].parameters())
+    assert all(p.grad is not None for part in (branches["age"], network.backbone.trunk) for p in part.parameters())
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_statistics_follow_the_weights_within_a_short_run(name: BackboneName) -> None:
+    layers = [m for m in build_backbone(name, ("age",), 64).module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert {layer.momentum for layer in layers} <= {0.1}
+
+
+def test_dropout_is_the_heads_alone() -> None:
+    for name in BACKBONES:
+        backbone = build_backbone(name, ("age",), 64).module
+        assert all(layer.p == 0 for layer in backbone.modules() if isinstance(layer, torch.nn.Dropout)), name
+
+
+def test_colour_does_not_matter_to_a_grey_network() -> None:
+    network = AGRNetwork(grayscale=True).eval()
+    grey = IMAGES[:, :1].expand(-1, 3, -1, -1)
+    # The same brightness as (g, g, g), by ITU-R BT.601: 0.299 x 50 = 14.95, about 0.114 x 131.
+    tinted = torch.full((1, 3, 64, 64), 100, dtype=torch.uint8)
+    other = tinted.clone()
+    other[:, 0], other[:, 2] = 150, 0
+    other[:, 1] = 94
+    assert torch.allclose(network(tinted)["race"], network(other)["race"], atol=1e-2)
+    coloured = AGRNetwork().eval()
+    coloured.load_state_dict(network.state_dict())
+    assert torch.allclose(coloured(grey)["race"], network(grey)["race"], atol=1e-5)
+    assert not torch.allclose(coloured(IMAGES)["race"], network(IMAGES)["race"], atol=1e-4)
+
+
+def test_a_frozen_backbone_keeps_weights_and_statistics() -> None:
+    network = AGRNetwork().train()
+    network.freeze(True)
+    before = {name: value.clone() for name, value in network.backbone.state_dict().items()}
+    network.train()
+    network(IMAGES)["gender"].sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in network.backbone.state_dict().items())
+    assert all(p.grad is None for p in network.backbone.parameters())
+    assert network.heads["gender"].weight.grad is not None
+    network.freeze(False)
+    network(IMAGES)["gender"].sum().backward()
+    assert network.backbone.training and all(p.grad is not None for p in network.backbone.parameters())
+    assert not torch.equal(network.backbone.stem[1].running_mean, before["stem.1.running_mean"])
 
 
 def test_the_trunk_is_as_large_as_its_docstring_says() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    backbone, _ = build_backbone("agr_cnn")
+    backbone, _ = build_backbone("agr_cnn", ("age",), 128)
     with FlopCounterMode(display=False) as counter:
         backbone.eval()(torch.zeros(1, 3, 128, 128))
     multiply_adds = counter.get_total_flops() / 2e6
@@ -60,23 +129,13 @@ def test_a_subset_of_tasks_builds_those_heads_alone() -> None:
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(UserError, match=r"'resnet81' \(did you mean 'resnet18'\?\); known: agr_cnn, resnet18"):
-        build_backbone("resnet81")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="known: l1, mse, smooth_l1"):
-        build_age_loss("huber")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"'resnet81' \(did you mean 'resnet18'\?\); known: agr_cnn, plain_cnn"):
+        build_backbone("resnet81", ("age",), 64)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------- losses
 
 YEARS, TARGET = torch.tensor([10.0, 22.0, 35.0]), torch.tensor([12.0, 22.0, 30.0])
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("l1", (2 + 0 + 5) / 3), ("mse", (4 + 0 + 25) / 3), ("smooth_l1", (4 / 6 + 0 + 3.5) / 3)],
-)
-def test_age_losses_follow_their_formula(name: AgeLossName, value: float) -> None:
-    assert build_age_loss(name)(YEARS, TARGET).item() == pytest.approx(value)
 
 
 def _labels(race: list[int]) -> dict[Task, torch.Tensor]:
@@ -124,20 +183,46 @@ def test_loss_weights_that_cannot_work(weight: float) -> None:
         LossWeights(gender=weight)
 
 
-@pytest.mark.parametrize("name", AGE_LOSSES)
-def test_every_age_loss_falls_when_trained(name: AgeLossName) -> None:
-    torch.manual_seed(0)
-    network, loss = AGRNetwork(tasks=("age",), dropout=0.0), JointLoss(name, LossWeights())
-    labels: dict[Task, torch.Tensor] = {"age": torch.tensor([5.0, 80.0, 30.0, 50.0])}
-    optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
-    values = []
-    for _ in range(30):
-        value = loss(network(IMAGES), labels)["age"]
+def test_uncertainty_starts_from_the_fixed_weights_and_learns() -> None:
+    weights = LossWeights(age=0.25, gender=2.0, race=0.5)
+    loss = JointLoss("l1", weights, weighting="uncertainty")
+    losses: dict[Task, torch.Tensor] = {
+        "age": torch.tensor(6.0),
+        "gender": torch.tensor(0.3),
+        "race": torch.tensor(1.0),
+    }
+    s = {"age": -math.log(0.25), "gender": -math.log(2.0), "race": -math.log(0.5)}
+    expected = 0.25 * 6.0 + 2.0 * 0.3 + 0.5 * 1.0 + sum(s.values()) / 2
+    assert loss.total(losses).item() == pytest.approx(expected)
+    optimizer = torch.optim.Adam(loss.parameters(), 0.05)
+    for _ in range(500):
         optimizer.zero_grad()
-        value.backward()
+        loss.total(losses).backward()
         optimizer.step()
-        values.append(value.item())
-    assert values[-1] < 0.3 * values[0]
+    # The minimum of exp(-s) L + s / 2 is at exp(-s) = 1 / (2 L).
+    learned = {task: (-value).exp().item() for task, value in loss.total.log_variance.items()}
+    assert learned == pytest.approx({"age": 1 / 12, "gender": 1 / 0.6, "race": 0.5}, rel=0.02)
+
+
+def test_uncertainty_cannot_learn_from_a_weight_of_zero() -> None:
+    with pytest.raises(UserError, match=r"loss_weights\.race 0 .*--model\.tasks"):
+        JointLoss("l1", LossWeights(race=0), weighting="uncertainty")
+    JointLoss("l1", LossWeights(race=0), weighting="uncertainty", tasks=("age", "gender"))
+
+
+def test_race_weights_multiply_each_sample_by_its_label() -> None:
+    loss = JointLoss("l1", LossWeights(), label_smoothing=0.1)
+    race, labels = torch.randn(3, 5), _labels([1, 4, MISSING])
+    loss.race_weights.copy_(torch.tensor([1.0, 3.0, 1.0, 1.0, 0.5]))
+    each = F.cross_entropy(race[:2], torch.tensor([1, 4]), reduction="none", label_smoothing=0.1)
+    assert loss({"race": race}, labels)["race"].item() == pytest.approx(((3 * each[0] + 0.5 * each[1]) / 2).item())
+
+
+def test_balanced_weights_let_each_class_count_the_same() -> None:
+    counts = [100, 50, 0, 25, 25]
+    weights = balanced_weights(counts)
+    totals = {round(n * w, 9) for n, w in zip(counts, weights, strict=True) if n}
+    assert totals == {50.0} and sum(n * w for n, w in zip(counts, weights, strict=True)) == pytest.approx(200)
 
 
 # ---------------------------------------------------------------------- weights
@@ -147,15 +232,37 @@ def _same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-def test_a_backbone_s_own_state_dict_is_taken(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", IMAGENET_WEIGHTS)
+def test_torchvision_s_own_state_dict_is_taken(tmp_path: Path, name: BackboneName) -> None:
     import torchvision
 
-    torchvision_net = torchvision.models.resnet18()
-    torch.save(torchvision_net.state_dict(), tmp_path / "resnet18.pth")
-    network = AGRNetwork("resnet18")
-    said = load_weights(network, tmp_path / "resnet18.pth")
-    assert torch.equal(network.backbone.conv1.weight, torchvision_net.conv1.weight)
-    assert "loaded the backbone; fresh heads for age, gender, race; left out fc" in said
+    original = torchvision.models.get_model(name)
+    torch.save(original.state_dict(), tmp_path / "net.pth")
+    network = AGRNetwork(name).eval()
+    said = load_weights(network, tmp_path / "net.pth")
+    assert "loaded the backbone; fresh heads for age, gender, race; left out" in said and "(no such part here)" in said
+    # The features are those that ImageNet's classes were read from; of vgg16_bn, averaged maps before the dense ones.
+    inside: list[torch.Tensor] = []
+    vgg = name == "vgg16_bn"
+    layer = original.avgpool if vgg else [m for m in original.modules() if isinstance(m, torch.nn.Linear)][-1]
+    layer.register_forward_hook(lambda module, inputs, output: inside.append(inputs[0]))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        original.eval()(images)
+        expected = inside[0].mean((2, 3)) if vgg else inside[0]
+        assert torch.allclose(network.backbone(images), expected, atol=1e-4)
+
+
+def test_safetensors_are_taken_and_damaged_ones_refused(tmp_path: Path) -> None:
+    source, network = AGRNetwork(tasks=("age",)), AGRNetwork(tasks=("age",))
+    save_file({name: value.contiguous() for name, value in source.state_dict().items()}, tmp_path / "net.safetensors")
+    assert "loaded the backbone and the heads for age" in load_weights(network, tmp_path / "net.safetensors")
+    assert _same(network.backbone, source.backbone) and _same(network.heads, source.heads)
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "net.safetensors").read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"cut\.safetensors is no safetensors file, or is damaged"):
+        load_weights(network, tmp_path / "cut.safetensors")
+    with pytest.raises(UserError, match="does not exist"):
+        load_weights(network, tmp_path / "gone.safetensors")
 
 
 def test_a_network_s_state_dict_is_taken_with_the_heads_that_fit(tmp_path: Path) -> None:
@@ -164,13 +271,37 @@ def test_a_network_s_state_dict_is_taken_with_the_heads_that_fit(tmp_path: Path)
     network = AGRNetwork(tasks=("race", "gender"))
     said = load_weights(network, tmp_path / "net.pth")
     assert _same(network.backbone, source.backbone) and _same(network.heads["race"], source.heads["race"])
-    assert "heads for race; fresh heads for gender; left out heads.age" in said
+    assert "heads for race; fresh heads for gender; left out its head for age (not among --model.tasks)" in said
 
 
-def test_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:
-    torch.save(AGRNetwork("resnet18").state_dict(), tmp_path / "net.pth")
-    with pytest.raises(UserError, match="does not fit this backbone"):
-        load_weights(AGRNetwork("agr_cnn"), tmp_path / "net.pth")
+def test_a_head_of_another_age_loss_is_left_out(tmp_path: Path) -> None:
+    torch.save(AGRNetwork(tasks=("age", "race")).state_dict(), tmp_path / "net.pth")
+    network = AGRNetwork(tasks=("age", "race"), age_head="distribution")
+    before = network.heads["age"].weight.clone()
+    said = load_weights(network, tmp_path / "net.pth")
+    assert "heads for race; fresh heads for age" in said
+    assert "left out its head for age (of another age loss: 1 outputs there, 117 here)" in said
+    assert torch.equal(network.heads["age"].weight, before)
+
+
+@pytest.mark.parametrize(
+    ("made", "wanted", "message"),
+    [
+        (("resnet18", 64), ("agr_cnn", 64), "does not fit: .* is not there"),
+        (("resnet18", 64), ("resnet34", 64), r"does not fit: layer1\.2\.conv1\.weight is not there"),
+        (
+            ("plain_cnn", 64),
+            ("plain_cnn", 96),
+            r"256x4096 there and 256x9216 here.*--data\.image_size",
+        ),
+    ],
+)
+def test_weights_of_another_backbone_are_refused(
+    tmp_path: Path, made: tuple[BackboneName, int], wanted: tuple[BackboneName, int], message: str
+) -> None:
+    torch.save(AGRNetwork(made[0], image_size=made[1]).state_dict(), tmp_path / "net.pth")
+    with pytest.raises(UserError, match=message):
+        load_weights(AGRNetwork(wanted[0], image_size=wanted[1]), tmp_path / "net.pth")
 
 
 class _Evil:

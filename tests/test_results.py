@@ -11,11 +11,12 @@ from agr_lightning.data.samples import Sample, Samples
 from agr_lightning.figures import draw_figures
 from agr_lightning.labels import MISSING, Task
 from agr_lightning.metrics import MaskedAccuracy, PredictionTable, StageMetrics
+from agr_lightning.models.losses import FixedWeights, LossWeights
 from agr_lightning.models.network import Predictions
 from agr_lightning.results import RunFacts, Table, bootstrap_intervals, interval_margin, make_results
 from tests.conftest import columns
 
-FACTS = RunFacts("best.ckpt", 3, "agr_cnn", 1000, 6.0)
+FACTS = RunFacts("best.ckpt", 3, {"backbone": "agr_cnn"}, 1000, 6.0)
 
 
 def _samples(n: int, seed: int = 0) -> Samples:
@@ -69,7 +70,9 @@ def test_results_are_what_can_be_counted_by_hand() -> None:
 
 def test_what_cannot_be_computed_is_null() -> None:
     samples = columns([Sample(str(i), str(i), 30, 0, MISSING, i) for i in range(3)])
-    results = make_results(_table(samples, ("gender", "race")), samples, RunFacts("", None, "agr_cnn", 1, None))
+    results = make_results(
+        _table(samples, ("gender", "race")), samples, RunFacts("", None, {"backbone": "agr_cnn"}, 1, None)
+    )
     metrics = results["metrics"]
     assert isinstance(metrics, dict)
     assert metrics["age_mae"] is None and metrics["race_acc"] is None and metrics["gender_acc"] is not None
@@ -134,17 +137,17 @@ def test_masked_accuracy() -> None:
 
 
 def test_stage_metrics_weigh_samples_and_not_batches() -> None:
-    metrics = StageMetrics(("age", "race"), {"age": 0.5, "gender": 1.0, "race": 2.0})
+    metrics = StageMetrics(("age", "race"), FixedWeights(LossWeights(age=0.5, race=2.0), ("age", "race")))
     for ages, races, loss in (([1.0, 2.0, 3.0], [0, MISSING, MISSING], 5.0), ([9.0], [0], 1.0)):
         n = len(ages)
-        outputs: dict[Task, torch.Tensor] = {"age": torch.zeros(n), "race": torch.eye(5)[[1] * n]}
+        predictions = Predictions(torch.zeros(n), None, torch.eye(5)[[1] * n])
         labels: dict[Task, torch.Tensor] = {
             "age": torch.tensor(ages),
             "gender": torch.zeros(n),
             "race": torch.tensor(races),
         }
         losses: dict[Task, torch.Tensor] = {"age": torch.tensor(loss), "race": torch.tensor(loss)}
-        metrics.update(outputs, labels, losses)
+        metrics.update(predictions, labels, losses)
     found = {name: metric.compute().item() for name, metric in metrics.named()}
     assert found == pytest.approx(
         {"loss": 0.5 * 4 + 2 * 3, "loss_age": 4.0, "loss_race": 3.0, "age_mae": 3.75, "race_acc": 0.0}

@@ -9,7 +9,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agr_lightning.data.datamodule import UTKFaceDataModule
@@ -109,13 +109,21 @@ class _Stop(lightning.Callback):
 
 
 def _fit(
-    folder: Path, workers: int, resume: Path | None = None, stop: int | None = None, every: int = 0, **options: object
+    folder: Path,
+    workers: int,
+    resume: Path | None = None,
+    stop: int | None = None,
+    every: int | None = None,
+    averaged: bool = False,
+    **options: object,
 ) -> AGRModule:
     lightning.seed_everything(1)
     settings: dict[str, object] = {"synthetic": 120, "image_size": 32, "batch_size": 16, "augmentation": "strong"}
     data = UTKFaceDataModule(num_workers=workers, **settings)  # type: ignore[arg-type]
     module = AGRModule(**options)  # type: ignore[arg-type]
     callbacks: list[lightning.Callback] = [ModelCheckpoint(folder, save_last=True, every_n_train_steps=every)]
+    if averaged:
+        callbacks.append(EMAWeightAveraging(decay=0.9))
     if stop is not None:
         callbacks.append(_Stop(stop))
     trainer = lightning.Trainer(
@@ -140,10 +148,21 @@ def _weights(module: AGRModule) -> torch.Tensor:
 @pytest.mark.parametrize(("workers", "every"), [(0, None), (2, None), (0, 7), (2, 7)])
 def test_a_killed_run_resumes_as_if_never_killed(tmp_path: Path, workers: int, every: int | None) -> None:
     whole = _weights(_fit(tmp_path / "whole", workers))
-    assert torch.equal(whole, _weights(_fit(tmp_path / "again", workers))), "one seed does not repeat"
+    again = _weights(_fit(tmp_path / "again", workers))
+    assert torch.equal(whole, again), f"one seed does not repeat: {(whole - again).abs().max()}"
     # 6 batches an epoch: killed in the third, the last checkpoint being that of the second epoch or of batch 14.
     _fit(tmp_path / "killed", workers, stop=15, every=every)
     resumed = _fit(tmp_path / "resumed", workers, resume=tmp_path / "killed" / "last.ckpt")
+    found = _weights(resumed)
+    assert torch.equal(whole, found), f"another outcome after the kill: {(whole - found).abs().max()}"
+
+
+def test_averaged_weights_a_learned_weighting_and_a_frozen_backbone_resume_as_well(tmp_path: Path) -> None:
+    torch.save(AGRModule().network.state_dict(), tmp_path / "start.pth")
+    options = {"weights": str(tmp_path / "start.pth"), "freeze_epochs": 3, "loss_weighting": "uncertainty"}
+    whole = _weights(_fit(tmp_path / "whole", 0, averaged=True, **options))
+    _fit(tmp_path / "killed", 0, stop=15, averaged=True, **options)
+    resumed = _fit(tmp_path / "resumed", 0, resume=tmp_path / "killed" / "last.ckpt", averaged=True, **options)
     assert torch.equal(whole, _weights(resumed))
 
 
@@ -288,10 +307,10 @@ def _flat(value: object, prefix: str = "") -> dict[str, object]:
     return {prefix: value}
 
 
-def test_two_processes_train_and_balance(here: Path) -> None:
-    done = _command(
-        here, "fit", *FAST, "--data.synthetic", "120", "--trainer.max_epochs", "1", "--data.balance", "race", *TWO
-    )
+def test_two_processes_train_balance_and_freeze(here: Path) -> None:
+    torch.save(AGRModule().network.state_dict(), here / "start.pth")
+    options = ("--data.balance", "race", "--model.weights", "start.pth", "--model.freeze_epochs", "1")
+    done = _command(here, "fit", *FAST, "--data.synthetic", "120", "--trainer.max_epochs", "2", *options, *TWO)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Run folder") == 1
     run = here / "lightning_logs" / "version_0"

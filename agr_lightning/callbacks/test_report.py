@@ -13,11 +13,10 @@ from agr_lightning.callbacks.run_folder import run_folder
 from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.files import Json, atomic_json, atomic_write
 from agr_lightning.module import AGRModule
-from agr_lightning.results import METRICS, RunFacts, Table, make_results
+from agr_lightning.results import METRICS, RESULTS_FILE, RunFacts, Table, make_results
 
 _log = logging.getLogger(__name__)
 
-RESULTS_FILE = "results.json"
 FIGURES_FOLDER = "figures"
 
 
@@ -56,7 +55,7 @@ class TestReport(lightning.Callback):
         return RunFacts(
             checkpoint=str(checkpoint) if checkpoint is not None else "",
             epoch=module.checkpoint_epoch,
-            backbone=str(module.hparams["backbone"]),
+            model=module.network_options,
             parameters=sum(parameter.numel() for parameter in module.network.parameters()),
             age_margin=None if math.isnan(margin) else margin,
             training_seconds=self._training_seconds,

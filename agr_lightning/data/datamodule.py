@@ -51,6 +51,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         batch_size: images in a batch, on each device.
         num_workers: processes that prepare batches; 0 prepares them in the main process.
         image_size: side of the images that the network gets, pixels.
+        grayscale: leave the colour of the images out.
         cache_dir: folder for decoded images and unpacked archives; null for ~/.cache/agr_lightning.
         augmentation: random changes to training images: none, light (flip, affine, brightness and
             contrast), strong (also resized crop, colour jitter, blur or compression, dropout), or a list of
@@ -78,6 +79,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         batch_size: int = 64,
         num_workers: int = 2,
         image_size: int = 128,
+        grayscale: bool = False,
         cache_dir: str | None = None,
         augmentation: Preset | list[TransformSpec] = "light",
     ) -> None:
@@ -87,7 +89,8 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         self.save_hyperparameters()
         self._predict_path = predict_path
         self._balance = balance
-        self._batch_size, self._num_workers, self._image_size = batch_size, num_workers, image_size
+        self._batch_size, self._num_workers = batch_size, num_workers
+        self._image_size, self._grayscale = image_size, grayscale
         self._augmentation = augmentation
         options = SplitOptions(split, seed, val_fraction, test_fraction, max_samples, max_per_gender, age_min, age_max)
         options.check()
@@ -140,7 +143,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         if self._balance != "none":
             weights = balancing_weights(samples.gender if self._balance == "gender" else samples.race)
         sampler = TrainSampler(len(samples), self._train_seed, self._progress, weights, rank, ranks)
-        dataset = FaceDataset(*self._sources.members("train"), self._build_augmentation(), self._train_seed)
+        dataset = self._dataset("train", self._build_augmentation())
         # A small last batch would disturb the batch statistics; where there is only that one, it must do.
         return self._loader(dataset, sampler, drop_last=len(sampler) >= self._batch_size)
 
@@ -151,7 +154,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader[PhotoBatch]:
-        dataset = PhotoDataset(self._photos, self._image_size)
+        dataset = PhotoDataset(self._photos, self._image_size, self._grayscale)
         return self._loader(dataset, EvalSampler(len(dataset), *self._rank()))
 
     # ------------------------------------------------------------------ what callbacks ask
@@ -163,7 +166,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
 
     def faces(self, side: Side, places: Sequence[int]) -> Tensor:
         """Some images of a side, as the network gets them: uint8 ``(places, 3, size, size)``."""
-        dataset = FaceDataset(*self._sources.members(side))
+        dataset = self._dataset(side)
         return dataset.__getitems__([Draw(0, place, place) for place in places]).images
 
     @property
@@ -177,7 +180,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         for name, value, least in (
             ("batch_size", self._batch_size, 1),
             ("num_workers", self._num_workers, 0),
-            ("image_size", self._image_size, 32),
+            ("image_size", self._image_size, 16),
             ("synthetic", synthetic, 0),
             ("seed", seed, 0),
         ):
@@ -202,8 +205,11 @@ class UTKFaceDataModule(lightning.LightningDataModule):
 
         return Augmentation(self._augmentation, self._image_size)
 
+    def _dataset(self, side: Side, augmentation: "Augmentation | None" = None) -> FaceDataset:
+        return FaceDataset(*self._sources.members(side), augmentation, self._train_seed or 0, self._grayscale)
+
     def _eval_loader(self, side: Side) -> DataLoader[Batch]:
-        dataset = FaceDataset(*self._sources.members(side))
+        dataset = self._dataset(side)
         return self._loader(dataset, EvalSampler(len(dataset), *self._rank()))
 
     def _loader(

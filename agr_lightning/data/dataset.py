@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from agr_lightning.data.cache import read_rows, resize
-from agr_lightning.data.images import ImageError, read_rgb
+from agr_lightning.data.images import ImageError, read_rgb, without_colour
 from agr_lightning.data.samples import Samples
 from agr_lightning.data.sampling import Draw
 
@@ -47,6 +47,7 @@ class FaceDataset(Dataset[Batch]):
         images: cached images, uint8 ``(rows, size, size, 3)``, of which ``samples.row`` are rows.
         augmentation: applied to each image that is drawn; None for evaluation.
         seed: with a draw's epoch and position it fixes the augmentation.
+        grayscale: leave the colour of the images out, after augmentation.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class FaceDataset(Dataset[Batch]):
         images: NDArray[np.uint8],
         augmentation: "Augmentation | None" = None,
         seed: int = 0,
+        grayscale: bool = False,
     ) -> None:
         self._images = images
+        self._grayscale = grayscale
         # Columns alone: names would be copied to every loader worker.
         self._rows, self._age, self._gender, self._race = samples.row, samples.age, samples.gender, samples.race
         self._augmentation = augmentation
@@ -89,6 +92,8 @@ class FaceDataset(Dataset[Batch]):
         if self._augmentation is not None:
             for image, draw in zip(images, known, strict=True):
                 image[:] = self._augmentation(image, (self._seed, draw.epoch, draw.position))
+        if self._grayscale:
+            images = without_colour(images)
         return Batch(
             torch.from_numpy(images).permute(0, 3, 1, 2),
             torch.from_numpy(self._age[place].astype(np.float32)),
@@ -120,11 +125,13 @@ class PhotoDataset(Dataset[PhotoBatch]):
     Args:
         paths: of the photos.
         size: side of the images that the network gets, pixels.
+        grayscale: leave the colour of the images out.
     """
 
-    def __init__(self, paths: Sequence[Path], size: int) -> None:
+    def __init__(self, paths: Sequence[Path], size: int, grayscale: bool = False) -> None:
         self.paths = paths
         self._size = size
+        self._grayscale = grayscale
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -143,6 +150,8 @@ class PhotoDataset(Dataset[PhotoBatch]):
                 continue
             shape[row] = photo.shape[:2]
             images[row] = resize(photo, self._size)
+        if self._grayscale:
+            images = without_colour(images)
         height, width = torch.from_numpy(shape).unbind(1)
         place = torch.tensor([draw.place for draw in draws])
         return PhotoBatch(torch.from_numpy(images).permute(0, 3, 1, 2), place, width, height)

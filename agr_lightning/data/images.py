@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -73,6 +74,16 @@ def decode_rgb(content: bytes, draft: int | None = None) -> NDArray[np.uint8]:
         raise
     except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
         raise ImageError(_reason(error)) from None
+
+
+def without_colour(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The brightness of RGB images in all three channels: uint8 ``(images, height, width, 3)`` to the same shape.
+
+    ``0.299 R + 0.587 G + 0.114 B``, rounded (ITU-R BT.601).
+    """
+    rows = images.reshape(-1, images.shape[2], 3)
+    grey = np.asarray(cv2.cvtColor(cv2.cvtColor(rows, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8)
+    return grey.reshape(images.shape)
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:

@@ -1,17 +1,18 @@
-"""The joint loss. To try another age loss, add a class here and its name to ``AGE_LOSSES``."""
+"""The joint loss of all tasks; the age losses are in age.py."""
 
+import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agr_lightning.errors import UserError, did_you_mean
-from agr_lightning.labels import MISSING, Task
+from agr_lightning.errors import UserError
+from agr_lightning.labels import MISSING, RACES, TASKS, Task
+from agr_lightning.models.age import AgeLossName, build_age_loss
 
-AgeLossName = Literal["l1", "mse", "smooth_l1"]
-AGE_LOSSES: tuple[AgeLossName, ...] = get_args(AgeLossName)
+Weighting = Literal["fixed", "uncertainty"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class LossWeights:
     """What each task's loss is multiplied by in the joint loss.
 
     Args:
-        age: weight of the age loss, which is in years (or years squared for mse).
+        age: weight of the age loss, which is in years for l1 and smooth_l1, in years squared for mse.
         gender: weight of the gender cross-entropy, in nats.
         race: weight of the race cross-entropy, in nats.
     """
@@ -30,73 +31,81 @@ class LossWeights:
 
     def __post_init__(self) -> None:
         for task, weight in vars(self).items():
-            if not 0 <= weight < float("inf"):
+            if not 0 <= weight < math.inf:
                 raise UserError(f"--model.loss_weights.{task} {weight} must be 0 or more, and finite.")
 
 
-class L1AgeLoss(nn.Module):
-    """Mean absolute error, ``mean(|y - t|)``, in years: the reported metric itself."""
+class FixedWeights(nn.Module):
+    """``sum_i w_i L_i``."""
 
-    def forward(self, years: Tensor, target: Tensor) -> Tensor:
-        return F.l1_loss(years, target)
+    def __init__(self, weights: LossWeights, tasks: tuple[Task, ...]) -> None:
+        super().__init__()
+        self.weights: dict[Task, float] = {task: getattr(weights, task) for task in tasks}
 
-
-class MSEAgeLoss(nn.Module):
-    """Mean squared error, ``mean((y - t)^2)``, in years squared; weigh it by about 0.01."""
-
-    def forward(self, years: Tensor, target: Tensor) -> Tensor:
-        return F.mse_loss(years, target)
+    def forward(self, losses: dict[Task, Tensor]) -> Tensor:
+        return torch.stack([self.weights[task] * loss for task, loss in losses.items()]).sum()
 
 
-class SmoothL1AgeLoss(nn.Module):
-    """Huber's loss over beta, with beta = 3 years: squared below, absolute above.
+class UncertaintyWeights(nn.Module):
+    """``sum_i exp(-s_i) L_i + s_i / 2``, with learned ``s_i``, which begin at the fixed weights: ``-log w_i``.
 
-    ``mean(d^2 / 6 if |d| < 3 else |d| - 1.5)`` with ``d = y - t``.
-    Source: Girshick, "Fast R-CNN", ICCV 2015, equation 3.
+    Source: Kendall, Gal and Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses", CVPR 2018, equation 10;
+    the factor one half of its regression losses only shifts ``s``.
     """
 
-    def forward(self, years: Tensor, target: Tensor) -> Tensor:
-        return F.smooth_l1_loss(years, target, beta=3.0)
-
-
-_AGE_LOSS_CLASSES: dict[AgeLossName, type[nn.Module]] = {
-    "l1": L1AgeLoss,
-    "mse": MSEAgeLoss,
-    "smooth_l1": SmoothL1AgeLoss,
-}
-
-
-def build_age_loss(name: AgeLossName) -> nn.Module:
-    """The age loss called ``name``; raises UserError with the known names otherwise."""
-    if name not in _AGE_LOSS_CLASSES:
-        raise UserError(
-            f"no age loss is called '{name}'{did_you_mean(name, AGE_LOSSES)}; known: {', '.join(AGE_LOSSES)}."
+    def __init__(self, weights: LossWeights, tasks: tuple[Task, ...]) -> None:
+        super().__init__()
+        zero = [task for task in tasks if getattr(weights, task) == 0]
+        if zero:
+            raise UserError(
+                f"--model.loss_weights.{zero[0]} 0 cannot be with --model.loss_weighting uncertainty, which would "
+                "learn it: leave the task out with --model.tasks, or use fixed weights."
+            )
+        self.log_variance = nn.ParameterDict(
+            {task: nn.Parameter(torch.tensor(-math.log(getattr(weights, task)))) for task in tasks}
         )
-    return _AGE_LOSS_CLASSES[name]()
+
+    def forward(self, losses: dict[Task, Tensor]) -> Tensor:
+        terms = [(-s).exp() * losses[task] + s / 2 for task, s in self.log_variance.items()]  # type: ignore[index]
+        return torch.stack(terms).sum()
 
 
 class JointLoss(nn.Module):
     """Weighted sum of the tasks' losses.
 
     Args:
-        age_loss: a name from ``AGE_LOSSES``.
-        weights: one factor per task.
+        age_loss: a name from ``age.AGE_LOSSES``.
+        weights: one factor per task, or where uncertainty weighting starts.
         label_smoothing: in training, the share of each class label that is spread evenly over all classes
             (Szegedy et al., "Rethinking the Inception Architecture", CVPR 2016, section 7).
+        weighting: fixed weights, or weights learned from the tasks' uncertainty.
+        tasks: of which there are losses.
+
+    Attributes:
+        race_weights: what the loss of a sample is multiplied by, for each race, float32 ``(5,)``; ones unless set.
+
+    Raises:
+        UserError: for an unknown age loss, or a weight of 0 that would be learned.
     """
 
-    def __init__(self, age_loss: AgeLossName, weights: LossWeights, label_smoothing: float = 0.0) -> None:
+    race_weights: Tensor
+
+    def __init__(
+        self,
+        age_loss: AgeLossName,
+        weights: LossWeights,
+        label_smoothing: float = 0.0,
+        weighting: Weighting = "fixed",
+        tasks: tuple[Task, ...] = TASKS,
+    ) -> None:
         super().__init__()
         self._label_smoothing = label_smoothing
         self.age_loss = build_age_loss(age_loss)
-        self.weights: dict[Task, float] = {
-            "age": weights.age,
-            "gender": weights.gender,
-            "race": weights.race,
-        }
+        self.total = (FixedWeights if weighting == "fixed" else UncertaintyWeights)(weights, tasks)
+        self.register_buffer("race_weights", torch.ones(len(RACES)))
 
     def forward(self, outputs: dict[Task, Tensor], labels: dict[Task, Tensor]) -> dict[Task, Tensor]:
-        """Each task's unweighted mean loss over the samples that carry its label.
+        """Each task's unweighted mean loss over the samples that carry its label; ``total`` joins them.
 
         Args:
             outputs: what ``AGRNetwork`` returns.
@@ -107,19 +116,30 @@ class JointLoss(nn.Module):
             A scalar per task in ``outputs``; exactly 0, with zero gradient, when no sample has the label.
         """
         losses: dict[Task, Tensor] = {}
-        smoothing = self._label_smoothing if self.training else 0.0
         for task, output in outputs.items():
             if task == "age":
                 losses[task] = self.age_loss(output, labels[task])
             else:
-                losses[task] = _masked_cross_entropy(output, labels[task], smoothing)
+                losses[task] = self._cross_entropy(output, labels[task], self.race_weights if task == "race" else None)
         return losses
 
-    def total(self, losses: dict[Task, Tensor]) -> Tensor:
-        """The weighted sum of what ``forward`` returned."""
-        return torch.stack([self.weights[task] * loss for task, loss in losses.items()]).sum()
+    def _cross_entropy(self, logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+        smoothing = self._label_smoothing if self.training else 0.0
+        each = F.cross_entropy(logits, target, ignore_index=MISSING, reduction="none", label_smoothing=smoothing)
+        known = target != MISSING
+        if weights is not None:
+            # A factor for each sample by its label, also where the label is smoothed.
+            each = each * weights[target.clamp(min=0)]
+        return (each * known).sum() / known.sum().clamp(min=1)
 
 
-def _masked_cross_entropy(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
-    summed = F.cross_entropy(logits, target, ignore_index=MISSING, reduction="sum", label_smoothing=smoothing)
-    return summed / (target != MISSING).sum().clamp(min=1)
+def balanced_weights(counts: list[int]) -> list[float]:
+    """Class weights under which each class counts the same, and the average sample 1.
+
+    ``n / (k n_c)`` for n samples in k classes, of which ``n_c`` are in class c (scikit-learn's "balanced").
+
+    Args:
+        counts: samples of each class; an empty class gets 1.
+    """
+    present = sum(count > 0 for count in counts)
+    return [sum(counts) / (present * count) if count else 1.0 for count in counts]

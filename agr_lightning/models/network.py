@@ -1,24 +1,22 @@
 """The network: one shared backbone, one head per task, normalisation inside. Pure torch."""
 
+import contextlib
 import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from agr_lightning.labels import GENDERS, RACES, TASKS, Task, check_tasks
+from agr_lightning.models.age import AgeHead, AgeHeadName, AgeReadout, build_age_head
 from agr_lightning.models.backbones import BackboneName, build_backbone
 
 # Mean and standard deviation of ImageNet's pixels, in 0..255: what torchvision's weights expect.
 _PIXEL_MEAN = (123.675, 116.28, 103.53)
 _PIXEL_STD = (58.395, 57.12, 57.375)
 
-# The age head's unit, in years: keeps its weights near 1, where one learning rate suits all heads.
-_AGE_UNIT = 25.0
-_AGE_AT_START = 33.0
-
-_OUTPUTS: dict[Task, int] = {"age": 1, "gender": len(GENDERS), "race": len(RACES)}
+# Brightness of red, green and blue (ITU-R BT.601), as OpenCV and Pillow weigh them.
+_LUMA = (0.299, 0.587, 0.114)
 
 
 class Predictions(NamedTuple):
@@ -36,20 +34,29 @@ class Predictions(NamedTuple):
 
 
 class AGRNetwork(nn.Module):
-    """Shared backbone and one linear head per task.
+    """Shared backbone and one head per task.
 
     Args:
         backbone: a name from ``models.backbones.BACKBONES``.
         tasks: which heads to build: any non-empty subset of age, gender and race.
         dropout: probability of dropping a feature before the heads.
+        age_head: what the age head returns: a number, a distribution, or thresholds.
+        age_readout: how an age is read from the last two.
+        image_size: side of the images, pixels; other sizes fit all backbones but those made for one.
+        grayscale: whether the colour of the images is left out.
 
     Attributes:
         age_margin: half the width, in years, of the 80 % age interval, measured on validation
             images; NaN until then. A buffer, so that every copy of the weights carries it.
+        frozen: whether the backbone is kept as it is; see ``freeze``.
+
+    Raises:
+        UserError: for an unknown backbone, or images too small for it.
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    luma: Tensor
     age_margin: Tensor
 
     def __init__(
@@ -57,26 +64,46 @@ class AGRNetwork(nn.Module):
         backbone: BackboneName = "agr_cnn",
         tasks: tuple[Task, ...] = TASKS,
         dropout: float = 0.2,
+        age_head: AgeHeadName = "regression",
+        age_readout: AgeReadout = "mean",
+        image_size: int = 128,
+        grayscale: bool = False,
     ) -> None:
         super().__init__()
         self.tasks = check_tasks(list(tasks))
+        self.grayscale = grayscale
+        self.frozen = self._detached = False
         self.register_buffer("pixel_mean", torch.tensor(_PIXEL_MEAN).view(1, 3, 1, 1))
         self.register_buffer("pixel_std", torch.tensor(_PIXEL_STD).view(1, 3, 1, 1))
+        self.register_buffer("luma", torch.tensor(_LUMA).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("age_margin", torch.tensor(math.nan))
-        self.backbone, features = build_backbone(backbone)
+        self.backbone, features = build_backbone(backbone, self.tasks, image_size)
         self.dropout = nn.Dropout(dropout)
-        self.heads = nn.ModuleDict({task: nn.Linear(features, _OUTPUTS[task]) for task in self.tasks})
-        for head in self.heads.values():
-            assert isinstance(head, nn.Linear)
-            nn.init.normal_(head.weight, std=0.01)
-            nn.init.zeros_(head.bias)
-        if "age" in self.heads:
-            age_head = self.heads["age"]
-            assert isinstance(age_head, nn.Linear)
-            # softplus(bias) is then the age from which training starts.
-            nn.init.constant_(age_head.bias, math.log(math.expm1(_AGE_AT_START / _AGE_UNIT)))
+        self.heads = nn.ModuleDict()
+        if "age" in self.tasks:
+            self.heads["age"] = build_age_head(age_head, features, age_readout)
+        for task, classes in (("gender", GENDERS), ("race", RACES)):
+            if task in self.tasks:
+                self.heads[task] = _class_head(features, len(classes))
         # As the images are: other weights would be turned around for every batch.
         self.to(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> "AGRNetwork":
+        """Sets the training mode, which a frozen backbone does not follow."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    def freeze(self, frozen: bool, detached: bool = True) -> None:
+        """Freezes the backbone, or lets it learn again.
+
+        Args:
+            frozen: whether it keeps its statistics, and normalises by them, while the rest trains.
+            detached: compute no gradients for a frozen backbone.
+        """
+        self.frozen, self._detached = frozen, frozen and detached
+        self.train(self.training)
 
     def forward(self, images: Tensor) -> dict[Task, Tensor]:
         """Computes what the losses need.
@@ -85,28 +112,41 @@ class AGRNetwork(nn.Module):
             images: RGB, uint8 ``(batch, 3, height, width)``.
 
         Returns:
-            By task: ``age`` in years, ``(batch,)``, non-negative; ``gender`` logits, ``(batch, 2)``;
-            ``race`` logits, ``(batch, 5)``. All float32.
+            By task, float32: what the age head's ``forward`` returns; ``gender`` logits, ``(batch, 2)``; ``race``
+            logits, ``(batch, 5)``.
         """
-        x = (images.float() - self.pixel_mean) / self.pixel_std
-        features = self.dropout(self.backbone(x))
+        pixels = images.float()
+        if self.grayscale:
+            pixels = (pixels * self.luma).sum(1, keepdim=True).expand_as(pixels)
+        with torch.no_grad() if self._detached else contextlib.nullcontext():
+            found = self.backbone((pixels - self.pixel_mean) / self.pixel_std)
+        # A backbone with branches has features for each task; others share theirs, and what is dropped of them.
+        shared = self.dropout(found) if isinstance(found, Tensor) else None
         outputs: dict[Task, Tensor] = {}
         # In 32 bits under mixed precision too: with bfloat16's 8 bits, ages would come in steps of 0.2 years.
         with torch.autocast(images.device.type, enabled=False):
             for task in self.tasks:
-                raw = self.heads[task](features.float())
-                outputs[task] = F.softplus(raw[:, 0]) * _AGE_UNIT if task == "age" else raw
+                features = self.dropout(found[task]) if shared is None else shared
+                outputs[task] = self.heads[task](features.float())
         return outputs
+
+    def read(self, outputs: dict[Task, Tensor]) -> Predictions:
+        """Turns what ``forward`` returned into years and probabilities."""
+        age_head = self.heads["age"] if "age" in outputs else None
+        assert isinstance(age_head, AgeHead | None)
+        return Predictions(
+            age=None if age_head is None else age_head.years(outputs["age"]),
+            gender=outputs["gender"].softmax(1) if "gender" in outputs else None,
+            race=outputs["race"].softmax(1) if "race" in outputs else None,
+        )
 
     def predict(self, images: Tensor) -> Predictions:
         """Years and probabilities for uint8 images ``(batch, 3, height, width)``."""
-        return to_predictions(self(images))
+        return self.read(self(images))
 
 
-def to_predictions(outputs: dict[Task, Tensor]) -> Predictions:
-    """Turns the network's outputs into years and probabilities."""
-    return Predictions(
-        age=outputs.get("age"),
-        gender=outputs["gender"].softmax(1) if "gender" in outputs else None,
-        race=outputs["race"].softmax(1) if "race" in outputs else None,
-    )
+def _class_head(features: int, classes: int) -> nn.Linear:
+    head = nn.Linear(features, classes)
+    nn.init.normal_(head.weight, std=0.01)
+    nn.init.zeros_(head.bias)
+    return head

@@ -5,11 +5,14 @@ import urllib.error
 from pathlib import Path
 from typing import cast
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from agr_lightning.errors import UserError
-from agr_lightning.models.backbones import IMAGENET_WEIGHTS
+from agr_lightning.labels import TASKS
+from agr_lightning.models.backbones import IMAGENET_WEIGHTS, BackboneName
 from agr_lightning.models.network import AGRNetwork
 
 # How a checkpoint of this project names the network's tensors.
@@ -43,22 +46,32 @@ def read_torch_file(path: Path, option: str) -> dict[str, object]:
 
 
 def load_weights(network: AGRNetwork, path: Path) -> str:
-    """Loads a checkpoint of this project, a state dict of ``AGRNetwork``, or one of its backbone alone.
+    """Loads a checkpoint of this project, or a state dict of ``AGRNetwork`` or of its backbone alone.
 
     Args:
         network: gets the weights; heads that the file lacks keep theirs.
-        path: the file.
+        path: the file: what ``torch.save`` wrote, or safetensors by its ending.
 
     Returns:
-        A sentence that says what was loaded and what was left out.
+        A sentence that says what was loaded, and what was left out and why.
 
     Raises:
         UserError: when the file cannot be read, or is not of this backbone.
     """
-    return _load_state(network, read_torch_file(path, "--model.weights"), f"--model.weights {path}")
+    read = _read_safetensors if path.suffix == ".safetensors" else read_torch_file
+    return _load_state(network, read(path, "--model.weights"), f"--model.weights {path}")
 
 
-def fetch_imagenet(backbone: str) -> dict[str, object]:
+def _read_safetensors(path: Path, option: str) -> dict[str, object]:
+    if not path.is_file():
+        raise UserError(f"{option} {path} does not exist.")
+    try:
+        return dict(safetensors.torch.load_file(path))
+    except SafetensorError:
+        raise UserError(f"{option} {path} is no safetensors file, or is damaged or cut short.") from None
+
+
+def fetch_imagenet(backbone: BackboneName) -> dict[str, object]:
     """torchvision's ImageNet weights for a backbone, from torch's cache or else downloaded.
 
     Raises:
@@ -82,7 +95,7 @@ def fetch_imagenet(backbone: str) -> dict[str, object]:
         ) from None
 
 
-def load_imagenet(network: AGRNetwork, backbone: str) -> str:
+def load_imagenet(network: AGRNetwork, backbone: BackboneName) -> str:
     """Loads torchvision's ImageNet weights into the backbone; returns a sentence on what was loaded."""
     return _load_state(network, fetch_imagenet(backbone), "ImageNet weights")
 
@@ -97,23 +110,43 @@ def _load_state(network: AGRNetwork, content: dict[str, object], source: str) ->
     target = network.state_dict()
     if not any(name.startswith("backbone.") for name in state):
         state = {f"backbone.{name}": value for name, value in state.items()}
-    fitting = {
-        name: value
-        for name, value in state.items()
-        if isinstance(value, Tensor) and name in target and value.shape == target[name].shape
-    }
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    fitting = {name: value for name, value in tensors.items() if name in target and value.shape == target[name].shape}
     for name in target:
         if name.startswith("backbone.") and name not in fitting and not name.endswith("num_batches_tracked"):
+            there = f"{_shape(tensors[name])} there and {_shape(target[name])} here" if name in tensors else "not there"
             raise UserError(
-                f"{source} does not fit this backbone: {name.removeprefix('backbone.')} is missing or differs; "
-                "name the one they were made for with --model.backbone."
+                f"{source} does not fit: {name.removeprefix('backbone.')} is {there}. "
+                "Name the backbone and the image size that it was made for (--model.backbone, --data.image_size)."
             )
+    loaded = [task for task in network.tasks if all(n in fitting for n in target if n.startswith(f"heads.{task}."))]
+    fitting = {n: value for n, value in fitting.items() if not n.startswith("heads.") or n.split(".")[1] in loaded}
     network.load_state_dict(fitting, strict=False)
-    loaded = [task for task in network.tasks if f"heads.{task}.weight" in fitting]
-    fresh = [task for task in network.tasks if task not in loaded]
-    left = sorted({name.removeprefix("backbone.").rsplit(".", 1)[0] for name in state if name not in fitting})
     text = f"{source}: loaded the backbone"
     text += f" and the heads for {', '.join(loaded)}" if loaded else ""
+    fresh = [task for task in network.tasks if task not in loaded]
     text += f"; fresh heads for {', '.join(fresh)}" if fresh else ""
-    text += f"; left out {', '.join(left[:5])}" if left else ""
-    return text
+    left = _left_out(network, tensors, fitting)
+    return text + (f"; left out {', '.join(left)}" if left else "")
+
+
+def _left_out(network: AGRNetwork, tensors: dict[str, Tensor], fitting: dict[str, Tensor]) -> list[str]:
+    """What of a file was not loaded, and why."""
+    heads = [task for task in TASKS if f"heads.{task}.weight" in tensors and f"heads.{task}.weight" not in fitting]
+    reasons = []
+    for task in heads:
+        if task in network.tasks:
+            there, here = (len(side[f"heads.{task}.bias"]) for side in (tensors, network.state_dict()))
+            reasons.append(f"its head for {task} (of another age loss: {there} outputs there, {here} here)")
+        else:
+            reasons.append(f"its head for {task} (not among --model.tasks)")
+    names = [name for name in tensors if name not in fitting and not name.startswith("heads.")]
+    parts = sorted({name.removeprefix("backbone.").rsplit(".", 1)[0] for name in names})
+    if parts:
+        more = f" and {len(parts) - 5} more" if len(parts) > 5 else ""
+        reasons.append(f"{', '.join(parts[:5])}{more} (no such part here)")
+    return reasons
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a number"

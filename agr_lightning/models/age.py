@@ -1,0 +1,237 @@
+"""Age: heads, read-outs and losses. To try another loss, add a class here and a line to ``AGE_LOSSES``."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from agr_lightning.errors import UserError, did_you_mean
+from agr_lightning.labels import AGE_MAX
+
+AgeLossName = Literal["l1", "mse", "smooth_l1", "dldl", "mean_variance", "coral"]
+AgeHeadName = Literal["regression", "distribution", "ordinal"]
+AgeReadout = Literal["mean", "median"]
+
+# A distribution over ages has a class for each year from 0.
+AGES = AGE_MAX + 1
+
+# Age and spread, in years, from which training starts.
+_START, _START_SPREAD = 33.0, 18.0
+
+# The regression's unit, in years: keeps its weights near 1, where one learning rate suits all heads.
+_UNIT = 25.0
+
+
+# ---------------------------------------------------------------------- heads
+
+
+class AgeRegression(nn.Linear):
+    """One number: ``years = 25 softplus(w x + b)``, never negative."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features, 1)
+        nn.init.normal_(self.weight, std=0.01)
+        nn.init.constant_(self.bias, math.log(math.expm1(_START / _UNIT)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Years, ``(batch,)``, from features ``(batch, features)``."""
+        return F.softplus(super().forward(features)[:, 0]) * _UNIT
+
+    def years(self, output: Tensor) -> Tensor:
+        """What ``forward`` returned: it is years."""
+        return output
+
+
+class AgeDistribution(nn.Linear):
+    """A softmax over the years 0 to 116; the age is its mean or its median."""
+
+    def __init__(self, features: int, readout: AgeReadout) -> None:
+        super().__init__(features, AGES)
+        self.readout = readout
+        nn.init.normal_(self.weight, std=0.01)
+        with torch.no_grad():
+            self.bias.copy_(-((torch.arange(AGES) - _START) ** 2) / (2 * _START_SPREAD**2))
+
+    def years(self, output: Tensor) -> Tensor:
+        """Years, ``(batch,)``, from logits ``(batch, 117)``."""
+        # P(age > k) for k from 0 to 115.
+        survival = 1 - output.softmax(1).cumsum(1)[:, :-1]
+        return read_out(survival, self.readout)
+
+
+class AgeOrdinal(nn.Module):
+    """One score against 116 thresholds: ``P(age > k) = sigmoid(w x + b_k)``; the age is the mean or the median.
+
+    Source: Cao, Mirjalili and Raschka, "Rank Consistent Ordinal Regression for Neural Networks with Application to
+    Age Estimation", Pattern Recognition Letters 2020 (CORAL); there the age is the number of thresholds that are
+    passed with a probability above one half, of which the median here is the version without steps.
+    """
+
+    def __init__(self, features: int, readout: AgeReadout) -> None:
+        super().__init__()
+        self.readout = readout
+        self.weight = nn.Parameter(torch.empty(1, features).normal_(std=0.01))
+        # Those of a logistic distribution of the starting age and spread.
+        scale = _START_SPREAD * math.sqrt(3) / math.pi
+        self.bias = nn.Parameter((_START - 0.5 - torch.arange(AGES - 1)) / scale)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits of ``age > k`` for k from 0 to 115, ``(batch, 116)``, from features ``(batch, features)``."""
+        return F.linear(features, self.weight) + self.bias
+
+    def years(self, output: Tensor) -> Tensor:
+        """Years, ``(batch,)``, from what ``forward`` returned."""
+        return read_out(output.sigmoid(), self.readout)
+
+
+def read_out(survival: Tensor, readout: AgeReadout) -> Tensor:
+    """Years from the probabilities of being older.
+
+    Args:
+        survival: ``P(age > k)`` for k from 0 to 115, ``(batch, 116)``.
+        readout: mean, ``sum_k P(age > k)``; or median, each age k being spread evenly from k - 1/2 to k + 1/2.
+
+    Returns:
+        Years, ``(batch,)``, 0 to 116.
+    """
+    if readout == "mean":
+        return survival.sum(1)
+    # The first place at which the probability falls to one half, between P(age > -1) = 1 and P(age > 116) = 0.
+    ends = F.pad(F.pad(survival, (1, 0), value=1.0), (0, 1), value=0.0)
+    passed = (survival > 0.5).sum(1, keepdim=True)
+    before, after = ends.gather(1, passed), ends.gather(1, passed + 1)
+    step = ((before - 0.5) / (before - after).clamp(min=1e-6)).clamp(0, 1)
+    return (passed - 0.5 + step)[:, 0].clamp(0, AGE_MAX)
+
+
+AgeHead = AgeRegression | AgeDistribution | AgeOrdinal
+
+
+def build_age_head(name: AgeHeadName, features: int, readout: AgeReadout) -> AgeHead:
+    """The head called ``name``."""
+    if name == "regression":
+        return AgeRegression(features)
+    return AgeDistribution(features, readout) if name == "distribution" else AgeOrdinal(features, readout)
+
+
+# ---------------------------------------------------------------------- losses: of what the heads return
+
+
+class L1AgeLoss(nn.Module):
+    """Mean absolute error, ``mean(|y - t|)``, in years: the reported metric itself."""
+
+    def forward(self, years: Tensor, target: Tensor) -> Tensor:
+        return F.l1_loss(years, target)
+
+
+class MSEAgeLoss(nn.Module):
+    """Mean squared error, ``mean((y - t)^2)``, in years squared; weigh it by about 0.01."""
+
+    def forward(self, years: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(years, target)
+
+
+class SmoothL1AgeLoss(nn.Module):
+    """Huber's loss over beta, with beta = 3 years: squared below, absolute above.
+
+    ``mean(d^2 / 6 if |d| < 3 else |d| - 1.5)`` with ``d = y - t``.
+    Source: Girshick, "Fast R-CNN", ICCV 2015, equation 3.
+    """
+
+    def forward(self, years: Tensor, target: Tensor) -> Tensor:
+        return F.smooth_l1_loss(years, target, beta=3.0)
+
+
+class DLDLAgeLoss(nn.Module):
+    """Label distribution learning: ``mean(KL(g || p) + |m - t|)``.
+
+    ``p`` is the softmax, ``m`` its mean and ``g`` a Gaussian around the label with a spread of 2 years, renormalised
+    over the ages that exist.
+    Source: Gao et al., "Age Estimation Using Expectation of Label Distribution Learning", IJCAI 2018 (DLDL-v2).
+    """
+
+    spread = 2.0
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        ages = torch.arange(AGES, device=logits.device)
+        gaussian = (-((ages - target[:, None]) ** 2) / (2 * self.spread**2)).softmax(1)
+        divergence = F.kl_div(logits.log_softmax(1), gaussian, reduction="batchmean")
+        return divergence + F.l1_loss(logits.softmax(1) @ ages.float(), target)
+
+
+class MeanVarianceAgeLoss(nn.Module):
+    """Cross-entropy, error of the mean, and spread: ``mean(-log p_t + 0.1 (m - t)^2 + 0.05 v)``.
+
+    ``m`` and ``v`` are mean and variance of the softmax ``p``; labels are rounded to a year.
+    Source: Pan et al., "Mean-Variance Loss for Deep Age Estimation from a Face", CVPR 2018, equation 6 with
+    ``lambda_1 = 0.2`` (of half the squared error) and ``lambda_2 = 0.05``.
+    """
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        ages = torch.arange(AGES, device=logits.device).float()
+        probabilities = logits.softmax(1)
+        mean = probabilities @ ages
+        variance = (probabilities * (ages - mean[:, None]) ** 2).sum(1)
+        entropy = F.cross_entropy(logits, target.round().long())
+        return entropy + 0.1 * F.mse_loss(mean, target) + 0.05 * variance.mean()
+
+
+class CoralAgeLoss(nn.Module):
+    """Binary cross-entropy of all thresholds: ``mean(-sum_k [t > k] log q_k + [t <= k] log(1 - q_k))``.
+
+    ``q_k`` is the predicted ``P(age > k)``. Source: as for ``AgeOrdinal``, equation 4, with all weights 1.
+    """
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        passed = target[:, None] > torch.arange(AGES - 1, device=logits.device)
+        return F.binary_cross_entropy_with_logits(logits, passed.float(), reduction="sum") / len(target)
+
+
+@dataclass(frozen=True)
+class _AgeLoss:
+    kind: type[nn.Module]
+    head: AgeHeadName
+
+
+AGE_LOSSES: dict[AgeLossName, _AgeLoss] = {
+    "l1": _AgeLoss(L1AgeLoss, "regression"),
+    "mse": _AgeLoss(MSEAgeLoss, "regression"),
+    "smooth_l1": _AgeLoss(SmoothL1AgeLoss, "regression"),
+    "dldl": _AgeLoss(DLDLAgeLoss, "distribution"),
+    "mean_variance": _AgeLoss(MeanVarianceAgeLoss, "distribution"),
+    "coral": _AgeLoss(CoralAgeLoss, "ordinal"),
+}
+
+
+def build_age_loss(name: AgeLossName) -> nn.Module:
+    """The age loss called ``name``; raises UserError with the known names otherwise."""
+    return _find(name).kind()
+
+
+def head_for(loss: AgeLossName, readout: AgeReadout | None) -> AgeHeadName:
+    """The head whose output a loss measures.
+
+    Raises:
+        UserError: for an unknown loss, or a read-out where there is no distribution to read.
+    """
+    head = _find(loss).head
+    if readout is not None and head == "regression":
+        fitting = ", ".join(name for name, entry in AGE_LOSSES.items() if entry.head != "regression")
+        raise UserError(
+            f"--model.age_readout {readout} reads a distribution of ages, and --model.age_loss {loss} learns a single "
+            f"number: leave the read-out out, or choose one of {fitting}."
+        )
+    if readout is not None and readout not in get_args(AgeReadout):
+        raise UserError(f"--model.age_readout {readout}: expected mean or median.")
+    return head
+
+
+def _find(name: AgeLossName) -> _AgeLoss:
+    if name not in AGE_LOSSES:
+        raise UserError(
+            f"no age loss is called '{name}'{did_you_mean(name, AGE_LOSSES)}; known: {', '.join(AGE_LOSSES)}."
+        )
+    return AGE_LOSSES[name]

@@ -1,0 +1,144 @@
+"""Age: heads, read-outs and losses, against formulas written out another way."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agr_lightning.errors import UserError
+from agr_lightning.models.age import (
+    AGE_LOSSES,
+    AGES,
+    AgeDistribution,
+    AgeLossName,
+    AgeOrdinal,
+    AgeReadout,
+    build_age_loss,
+    head_for,
+    read_out,
+)
+from agr_lightning.models.network import AGRNetwork
+
+YEARS, TARGET = torch.tensor([10.0, 22.0, 35.0]), torch.tensor([12.0, 22.0, 30.0])
+LOGITS = torch.randn(3, AGES, generator=torch.Generator().manual_seed(0))
+BINS = np.arange(AGES)
+
+
+def _softmax(logits: torch.Tensor) -> np.ndarray:
+    e = np.exp(logits.numpy().astype(np.float64))
+    return e / e.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("l1", (2 + 0 + 5) / 3), ("mse", (4 + 0 + 25) / 3), ("smooth_l1", (4 / 6 + 0 + 3.5) / 3)],
+)
+def test_losses_of_a_number_follow_their_formula(name: AgeLossName, value: float) -> None:
+    assert build_age_loss(name)(YEARS, TARGET).item() == pytest.approx(value)
+
+
+def test_dldl_is_divergence_from_a_gaussian_and_error_of_the_mean() -> None:
+    p, expected = _softmax(LOGITS), 0.0
+    for row, t in zip(p, TARGET.tolist(), strict=True):
+        g = np.exp(-((BINS - t) ** 2) / 8)
+        g /= g.sum()
+        expected += (g * (np.log(g + 1e-300) - np.log(row))).sum() + abs((row * BINS).sum() - t)
+    assert build_age_loss("dldl")(LOGITS, TARGET).item() == pytest.approx(expected / 3, rel=1e-5)
+
+
+def test_mean_variance_has_its_three_terms() -> None:
+    p, expected = _softmax(LOGITS), 0.0
+    for row, t in zip(p, TARGET.tolist(), strict=True):
+        mean = (row * BINS).sum()
+        variance = (row * BINS**2).sum() - mean**2
+        expected += -np.log(row[int(t)]) + 0.2 * (mean - t) ** 2 / 2 + 0.05 * variance
+    assert build_age_loss("mean_variance")(LOGITS, TARGET).item() == pytest.approx(expected / 3, rel=1e-5)
+
+
+def test_coral_asks_every_threshold() -> None:
+    logits = LOGITS[:, :-1]
+    q, expected = 1 / (1 + np.exp(-logits.numpy().astype(np.float64))), 0.0
+    for row, t in zip(q, TARGET.tolist(), strict=True):
+        passed = BINS[:-1] < t
+        expected -= np.log(row[passed]).sum() + np.log(1 - row[~passed]).sum()
+    assert build_age_loss("coral")(logits, TARGET).item() == pytest.approx(expected / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", AGE_LOSSES)
+def test_every_loss_teaches_its_head(name: AgeLossName) -> None:
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    target = torch.tensor([5.0, 80.0, 30.0, 50.0])
+    network = AGRNetwork(tasks=("age",), dropout=0.0, age_head=head_for(name, None))
+    loss, optimizer = build_age_loss(name), torch.optim.AdamW(network.parameters(), 2e-3)
+    errors = []
+    for _ in range(60):
+        outputs = network(images)
+        optimizer.zero_grad()
+        loss(outputs["age"], target).backward()
+        optimizer.step()
+        years = network.read(outputs).age
+        assert years is not None
+        errors.append((years - target).abs().mean().item())
+    assert errors[0] > 15 and errors[-1] < 4
+
+
+@pytest.mark.parametrize("name", ["dldl", "mean_variance", "coral"])
+@pytest.mark.parametrize("age", [0.0, 116.0])
+def test_the_ends_of_the_scale_have_finite_losses(name: AgeLossName, age: float) -> None:
+    logits = torch.full((1, AGES - (name == "coral")), 50.0).requires_grad_()
+    loss = build_age_loss(name)(logits, torch.tensor([age]))
+    loss.backward()
+    assert loss.isfinite() and logits.grad is not None and logits.grad.isfinite().all()
+
+
+# ---------------------------------------------------------------------- read-outs
+
+
+def test_the_mean_is_the_expectation_and_the_median_halves_the_mass() -> None:
+    p = _softmax(3 * LOGITS)
+    head = AgeDistribution(4, "mean")
+    assert head.years(3 * LOGITS).tolist() == pytest.approx((p @ BINS).tolist(), rel=1e-4)
+    head.readout = "median"
+    for median, row in zip(head.years(3 * LOGITS).tolist(), p, strict=True):
+        # Each year's mass is spread evenly around it.
+        below = sum(mass * min(max(median - (k - 0.5), 0), 1) for k, mass in enumerate(row))
+        assert below == pytest.approx(0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize("readout", ["mean", "median"])
+@pytest.mark.parametrize("age", [0, 1, 57, 115, 116])
+def test_certainty_is_read_as_that_age(readout: AgeReadout, age: int) -> None:
+    survival = (torch.arange(AGES - 1) < age).float()[None]
+    assert read_out(survival, readout).item() == pytest.approx(age, abs=1e-4)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.floats(-60, 60, width=32), min_size=AGES - 1, max_size=AGES - 1),
+    st.sampled_from(["mean", "median"]),
+)
+def test_thresholds_in_any_order_give_an_age(logits: list[float], readout: AgeReadout) -> None:
+    years = AgeOrdinal(4, readout).years(torch.tensor([logits])).item()
+    assert math.isfinite(years) and 0 <= years <= AGES - 1
+
+
+def test_the_ordinal_head_starts_rank_consistent() -> None:
+    head = AgeOrdinal(4, "mean")
+    survival = head(torch.zeros(1, 4)).sigmoid()[0]
+    assert (survival.diff() < 0).all()
+    assert head.years(head(torch.zeros(1, 4))).item() == pytest.approx(33, abs=2)
+
+
+def test_a_read_out_needs_a_distribution() -> None:
+    assert head_for("coral", "median") == "ordinal" and head_for("l1", None) == "regression"
+    with pytest.raises(UserError, match=r"age_readout median .*choose one of dldl, mean_variance, coral"):
+        head_for("smooth_l1", "median")
+
+
+def test_an_unknown_loss_lists_the_known() -> None:
+    with pytest.raises(UserError, match="known: l1, mse, smooth_l1, dldl"):
+        build_age_loss("huber")  # type: ignore[arg-type]

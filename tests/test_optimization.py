@@ -1,0 +1,206 @@
+"""How a network learns: frozen backbones, averaged weights, other optimizers and schedules, as users ask for them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from agr_lightning.errors import UserError
+from agr_lightning.models.network import AGRNetwork
+from agr_lightning.module import AGRModule
+from tests.conftest import FAST
+
+Run = Callable[..., tuple[int, str, str]]
+
+SMALL = (*FAST, "--data.synthetic", "120", "--test_after_fit", "false")
+VERSION = Path("lightning_logs/version_0")
+
+
+def _checkpoint(name: str, run: Path = VERSION) -> dict[str, object]:
+    found: dict[str, object] = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    return found
+
+
+def _curve(tag: str, run: Path = VERSION) -> list[float]:
+    events = EventAccumulator(str(run), {"scalars": 0})
+    events.Reload()
+    return [event.value for event in events.Scalars(tag)]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> str:
+    """A file of weights to start from."""
+    torch.manual_seed(0)
+    torch.save(AGRNetwork().state_dict(), tmp_path / "start.pth")
+    return str(tmp_path / "start.pth")
+
+
+# ---------------------------------------------------------------------- freezing
+
+
+def test_a_frozen_backbone_learns_later_and_slower(run: Run, here: Path, start: str) -> None:
+    options = ("--model.weights", start, "--model.freeze_epochs", "1", "--model.backbone_learning_rate", "1e-4")
+    options += ("--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1", "--model.learning_rate", "2e-3")
+    every = "[{class_path: ModelCheckpoint, init_args: {filename: '{epoch}', save_top_k: -1}}]"
+    code, _, err = run("fit", *SMALL, *options, "--trainer.callbacks", every)
+    assert code == 0, err
+    before = torch.load(start, weights_only=True)
+    first = _checkpoint("epoch=0")["state_dict"]
+    assert isinstance(first, dict)
+    frozen = {name for name, value in before.items() if torch.equal(first[f"network.{name}"], value)}
+    assert {name for name in before if name.startswith("backbone.")} <= frozen
+    assert not {name for name in before if name.startswith("heads.")} & frozen
+    second = _checkpoint("last")["state_dict"]
+    assert isinstance(second, dict)
+    moved = [name for name in before if not torch.equal(second[f"network.{name}"], before[name])]
+    assert "backbone.stem.0.weight" in moved and "backbone.stem.1.running_mean" in moved
+    heads, backbone = _curve("train/learning_rate"), _curve("train/learning_rate_backbone")
+    assert len(heads) == len(backbone) == 12 and backbone[:6] == [0.0] * 6
+    assert [b / h for b, h in zip(backbone[6:], heads[6:], strict=True)] == pytest.approx([0.05] * 6, rel=1e-3)
+
+
+def test_random_weights_are_not_frozen() -> None:
+    with pytest.raises(UserError, match=r"freeze_epochs 2 would freeze random weights.*--model\.weights FILE"):
+        AGRModule(freeze_epochs=2)
+
+
+# ---------------------------------------------------------------------- averaged weights
+
+
+def test_averaged_weights_are_measured_saved_and_tested(run: Run, here: Path) -> None:
+    options = ("--trainer.callbacks", "EMAWeightAveraging", "--trainer.callbacks.decay", "0.9")
+    code, _, err = run("fit", *FAST, "--data.synthetic", "120", "--trainer.max_epochs", "2", *options)
+    assert code == 0, err
+    best = _checkpoint("best")
+    averaged, current = best["state_dict"], best["current_model_state"]
+    assert isinstance(averaged, dict) and isinstance(current, dict)
+    assert not torch.equal(averaged["network.heads.age.weight"], current["network.heads.age.weight"])
+    results = json.loads((VERSION / "results.json").read_text())
+    assert results["age_interval"]["margin"] > 0
+    assert run("validate", *FAST, "--ckpt_path", "best")[0] == 0
+    logged = _curve("val/loss", VERSION)
+    assert _curve("val/loss", Path("lightning_logs/version_1"))[0] == pytest.approx(min(logged), abs=1e-5)
+
+
+# ---------------------------------------------------------------------- optimizers and schedules
+
+
+def test_optimizer_and_schedule_come_from_a_file(run: Run, here: Path) -> None:
+    (here / "sgd.yaml").write_text(
+        "model:\n"
+        "  optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.01, momentum: 0.8, weight_decay: 0.001}}\n"
+        "  lr_scheduler: {class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 1, gamma: 0.5}}\n"
+    )
+    options = ("--trainer.max_epochs", "3", "--trainer.log_every_n_steps", "6")
+    code, _, err = run("fit", "--config", "sgd.yaml", *SMALL, *options)
+    assert code == 0, err
+    assert _curve("train/learning_rate") == pytest.approx([0.01, 0.005, 0.0025])
+    (state,) = _checkpoint("last")["optimizer_states"]  # type: ignore[misc,attr-defined]
+    groups = state["param_groups"]
+    assert {group["momentum"] for group in groups} == {0.8}
+    assert [group["weight_decay"] for group in groups] == [0.001, 0, 0.001, 0]  # not on biases and normalisation
+    # The run is repeated, and gone on with, from its own file.
+    config = str(VERSION / "config.yaml")
+    code, _, err = run("fit", "--config", config, "--trainer.max_epochs", "4", "--ckpt_path", "last")
+    assert code == 0, err
+    assert _curve("train/learning_rate")[-1] == pytest.approx(0.00125)
+
+
+def test_a_schedule_can_take_a_step_in_each_step(run: Run, here: Path) -> None:
+    schedule = "{class_path: torch.optim.lr_scheduler.ExponentialLR, init_args: {gamma: 0.5}}"
+    options = ("--model.lr_scheduler", schedule, "--model.lr_scheduler_interval", "step", "--model.learning_rate", "1")
+    options += ("--trainer.max_steps", "3", "--trainer.log_every_n_steps", "1", "--model.learning_rate", "1e-3")
+    code, _, err = run("fit", *SMALL, *options)
+    assert code == 0, err
+    assert _curve("train/learning_rate") == pytest.approx([1e-3, 5e-4, 2.5e-4])
+
+
+def test_a_schedule_may_look_at_validation(run: Run, here: Path) -> None:
+    schedule = (
+        "{class_path: torch.optim.lr_scheduler.ReduceLROnPlateau, "
+        "init_args: {patience: 0, factor: 0.1, threshold: 1e9, threshold_mode: abs}}"
+    )
+    options = ("--model.lr_scheduler", schedule, "--trainer.max_epochs", "3", "--trainer.log_every_n_steps", "6")
+    code, _, err = run("fit", *SMALL, *options, "--model.learning_rate", "1e-3")
+    assert code == 0, err
+    assert _curve("train/learning_rate") == pytest.approx([1e-3, 1e-3, 1e-4])
+
+
+def test_the_one_cycle_peak_is_the_optimizer_s_own_rate(run: Run, here: Path) -> None:
+    options = (
+        "--model.optimizer",
+        "torch.optim.SGD",
+        "--model.optimizer.lr",
+        "0.04",
+        "--model.optimizer.momentum",
+        "0.7",
+    )
+    code, _, err = run("fit", *SMALL, *options, "--trainer.max_steps", "12", "--trainer.log_every_n_steps", "1")
+    assert code == 0, err
+    assert max(_curve("train/learning_rate")) == pytest.approx(0.04, rel=0.02)
+    (state,) = _checkpoint("last")["optimizer_states"]  # type: ignore[misc,attr-defined]
+    assert {group["momentum"] for group in state["param_groups"]} == {0.7}
+
+
+def test_training_stops_early(run: Run, here: Path) -> None:
+    stop = ("--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/loss")
+    stop += ("--trainer.callbacks.patience", "1", "--trainer.callbacks.min_delta", "1000")
+    code, _, err = run("fit", *SMALL, *stop, "--trainer.max_epochs", "9")
+    assert code == 0, err
+    assert len(_curve("val/loss")) == 2 and (VERSION / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(run: Run, here: Path) -> None:
+    assert run("fit", *SMALL, "--trainer.max_epochs", "1")[0] == 0
+    options = ("--model.optimizer", "torch.optim.SGD", "--trainer.max_epochs", "2", "--ckpt_path", "last")
+    code, _, err = run("fit", *SMALL, *options)
+    assert code == 1 and "is of a run with AdamW, this one has SGD: go on with the run's own --config" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--model.optimizer", "Nope"), "--model.optimizer Nope: expected a class path like torch.optim.SGD"),
+        (("--model.optimizer", "torch.nn.Linear"), "to be a subclass of <class 'Optimizer'>"),
+        (("--model.optimizer", "SGD", "--model.learning_rate", "0.1"), "its own: --model.optimizer.lr 0.1"),
+        (("--model.optimizer", "SGD", "--model.optimizer.momentm", "1"), "did you mean '--momentum'?"),
+        (("--model.lr_scheduler", "ReduceLROnPlateau"), "Give the full class path"),
+        (("--model.lr_scheduler_interval", "day"), "expected one of epoch, step"),
+        (("--model.backbone_learning_rate", "0"), "--model.backbone_learning_rate 0.0 must be above 0"),
+        (("--model.freeze_epochs", "-1", "--model.weights", "x"), "--model.freeze_epochs -1 must be 0 or more"),
+        (("--model.race_class_weights", "[1, 2]"), "expected none, balanced, or 5 numbers"),
+        (("--model.age_readout", "median"), "leave the read-out out, or choose one of dldl"),
+        (("--model.loss_weighting", "uncertainty", "--model.loss_weights.age", "0"), "--model.loss_weights.age 0"),
+    ],
+)
+def test_a_mistake_is_one_line(run: Run, here: Path, options: tuple[str, ...], message: str) -> None:
+    code, _, err = run("fit", *SMALL, *options)
+    assert code != 0 and message in err and len(err.strip().splitlines()) == 1
+    assert not Path("lightning_logs").exists()
+
+
+def test_balanced_race_weights_come_from_the_training_images(run: Run, here: Path) -> None:
+    code, _, err = run("fit", *SMALL, "--trainer.max_epochs", "1", "--model.race_class_weights", "balanced")
+    assert code == 0, err
+    names = (VERSION / "splits" / "train.txt").read_text().split()
+    races = [int(name.split("_")[2]) for name in names]
+    state = _checkpoint("best")["state_dict"]
+    assert isinstance(state, dict)
+    expected = [len(races) / (5 * races.count(race)) for race in range(5)]
+    assert state["loss.race_weights"].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_uncertainty_is_learned_and_kept(run: Run, here: Path) -> None:
+    options = ("--model.loss_weighting", "uncertainty", "--model.age_loss", "coral", "--model.age_readout", "median")
+    code, _, err = run("fit", *FAST, "--data.synthetic", "120", "--trainer.max_epochs", "2", *options)
+    assert code == 0, err
+    state = _checkpoint("best")["state_dict"]
+    assert isinstance(state, dict)
+    assert state["loss.total.log_variance.age"].item() != pytest.approx(2.302585, abs=1e-4)
+    # What is logged in validation is what a reloaded checkpoint finds.
+    assert run("validate", *FAST, "--ckpt_path", "best")[0] == 0
+    again = _curve("val/loss", Path("lightning_logs/version_1"))
+    assert again[0] == pytest.approx(min(_curve("val/loss")), abs=1e-5)
