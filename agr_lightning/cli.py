@@ -8,7 +8,8 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from agr_lightning import __version__
 from agr_lightning.errors import UserError, did_you_mean
@@ -19,6 +20,7 @@ COMMANDS = {
     "test": "measure a checkpoint on the test images: results.json and figures",
     "predict": "predict for a photo or a folder of face crops: predictions.csv",
     "audit": "say what is wrong with a data folder",
+    "compare": "one table of tested runs: figures, groups, size and speed",
 }
 
 _PROGRAM = "python -m agr_lightning"
@@ -87,16 +89,21 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, options: list[str]) -> int:
-    if command == "audit":
-        return _audit(options)
+    if command in _PLAIN:
+        return _PLAIN[command](options)
     from agr_lightning.trainer_cli import run
 
     run(command, options)
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} ({self.prog} --help says more)\n")
+
+
 def _audit(options: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         f"{_PROGRAM} audit",
         description="Counts a data folder by age band, gender and race; lists files that are no samples, photos that "
         "are there more than once, and those whose labels disagree.",
@@ -110,6 +117,27 @@ def _audit(options: list[str]) -> int:
 
     print(audit(chosen.dir, chosen.output, chosen.cache_dir))
     return 0
+
+
+def _compare(options: list[str]) -> int:
+    parser = _Parser(
+        f"{_PROGRAM} compare",
+        description="Compares tested runs: each task with its 95 % interval, worst groups, parameters, multiply-adds, "
+        "size of the weights, and time on a CPU, which is measured now, of all runs in turns. Runs of different test "
+        "sets get tables of their own.",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folder with a results.json, or that file")
+    parser.add_argument("--output", metavar="DIR", help="write comparison.md, comparison.csv and comparison.png there")
+    chosen = parser.parse_args(options)
+
+    from agr_lightning.compare import compare
+
+    print(compare(chosen.runs, chosen.output), end="")
+    return 0
+
+
+# The commands that are not LightningCLI's.
+_PLAIN: dict[str, Callable[[list[str]], int]] = {"audit": _audit, "compare": _compare}
 
 
 def _fail(message: str, code: int = 1) -> int:

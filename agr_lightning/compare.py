@@ -1,0 +1,213 @@
+"""results.json files -> one table and one plot. Reads what tests wrote, and measures what their networks cost."""
+
+import csv
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agr_lightning.costs import THROUGHPUT_BATCH, Cost, measure_costs
+from agr_lightning.errors import UserError
+from agr_lightning.files import atomic_text, atomic_write
+from agr_lightning.labels import TASKS, Task
+from agr_lightning.models.network import AGRNetwork
+from agr_lightning.results import RESULTS_FILE
+
+# The smallest group that can be a run's worst.
+SMALLEST_GROUP = 30
+
+_METRICS: dict[Task, str] = {"age": "age_mae", "gender": "gender_acc", "race": "race_acc"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run.
+
+    Attributes:
+        run: its folder, as it was named.
+        name: short, and unlike those of the other runs.
+        results: the content of its results.json.
+        cost: of its network.
+    """
+
+    run: str
+    name: str
+    results: dict[str, Any]
+    cost: Cost
+
+    def value(self, task: Task) -> float | None:
+        """Years of error for age, share of right answers for the others; None for a task it does not have."""
+        found = self.results["metrics"][_METRICS[task]]
+        return None if found is None else float(found)
+
+    def interval(self, task: Task) -> tuple[float, float] | None:
+        """The 95 % interval of ``value``."""
+        bounds = self.results["metrics"]["intervals"][_METRICS[task]]
+        return None if bounds is None else (float(bounds[0]), float(bounds[1]))
+
+    def worst(self, task: Task) -> tuple[str, float] | None:
+        """The group with the largest error, among those of at least ``SMALLEST_GROUP`` samples."""
+        metric = _METRICS[task]
+        groups = [g for g in self.results["groups"] if g["n"] >= SMALLEST_GROUP and g[metric] is not None]
+        if not groups:
+            return None
+        group = (max if task == "age" else min)(groups, key=lambda group: group[metric])
+        return group["value"], float(group[metric])
+
+
+def compare(runs: Sequence[str], output: str | None = None) -> str:
+    """Compares tested runs.
+
+    Args:
+        runs: run folders, or results.json files.
+        output: folder for comparison.md, comparison.csv and comparison.png; None writes none.
+
+    Returns:
+        A Markdown table for each test set.
+
+    Raises:
+        UserError: when a run has no results that can be read.
+    """
+    found = [_read(run) for run in runs]
+    folder = None if output is None else Path(output).expanduser()
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {output} is a file; name a folder.")
+    names = _names(runs, found)
+    rows = [
+        Row(run, name, results, cost)
+        for run, name, results, cost in zip(runs, names, found, _costs(found), strict=True)
+    ]
+    tables = _by_test_set(rows)
+    text = "\n\n".join(_markdown(members) for members in tables) + "\n"
+    if folder is not None:
+        from agr_lightning.figures import draw_comparison
+
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_text(folder / "comparison.md", text)
+        atomic_text(folder / "comparison.csv", _csv([row for members in tables for row in members]))
+        with atomic_write(folder / "comparison.png") as file:
+            draw_comparison(tables).savefig(file, format="png", dpi=130)
+    return text
+
+
+def _read(run: str) -> dict[str, Any]:
+    path = Path(run).expanduser()
+    path = path / RESULTS_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"{run} has no {RESULTS_FILE}: test it first, with `test --ckpt_path {run}`.")
+    try:
+        results = json.loads(path.read_text())
+        results["metrics"]["intervals"], results["groups"], results["test_set"], results["model"]["image_size"]
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
+        raise UserError(
+            f"{path} is not a {RESULTS_FILE} of this version of the project: write it anew with `test --ckpt_path`."
+        ) from None
+    assert isinstance(results, dict)
+    return results
+
+
+def _names(runs: Sequence[str], found: Sequence[dict[str, Any]]) -> list[str]:
+    """The backbones, with tasks where some are left out, and with the run where that is not enough."""
+    names = []
+    for results in found:
+        model = results["model"]
+        few = len(model["tasks"]) < len(TASKS)
+        names.append(model["backbone"] + (f" ({', '.join(model['tasks'])})" if few else ""))
+    often = Counter(names)
+    return [name if often[name] == 1 else f"{name}, {_run_name(run)}" for name, run in zip(names, runs, strict=True)]
+
+
+def _run_name(run: str) -> str:
+    path = Path(run).resolve()
+    path = path.parent if path.name == RESULTS_FILE else path
+    # version_0 says nothing where each run has a folder of logs of its own.
+    return path.name if path.name != "version_0" else f"{path.parent.parent.name}/{path.name}"
+
+
+def _costs(found: Sequence[dict[str, Any]]) -> list[Cost]:
+    """Of each run's network, built anew from what results.json says of it; equal ones are measured once."""
+    kinds = [json.dumps(results["model"], sort_keys=True) for results in found]
+    networks = []
+    for kind in dict.fromkeys(kinds):
+        model = json.loads(kind)
+        networks.append((AGRNetwork(**model), int(model["image_size"])))
+    costs = dict(zip(dict.fromkeys(kinds), measure_costs(networks), strict=True))
+    return [costs[kind] for kind in kinds]
+
+
+def _by_test_set(rows: Sequence[Row]) -> list[list[Row]]:
+    """The runs of each test set, the best first."""
+    sets: dict[str, list[Row]] = {}
+    for row in rows:
+        sets.setdefault(row.results["test_set"], []).append(row)
+    return [sorted(members, key=_rank) for members in sets.values()]
+
+
+def _rank(row: Row) -> tuple[float, ...]:
+    age, gender, race = (row.value(task) for task in TASKS)
+    return (math.inf if age is None else age, -(race or 0), -(gender or 0))
+
+
+def _markdown(rows: Sequence[Row]) -> str:
+    results = rows[0].results
+    sizes = sorted({row.results["model"]["image_size"] for row in rows})
+    lines = [
+        f"Test set `{results['test_set']}`, {results['n']:,} images; images of {', '.join(map(str, sizes))} pixels; "
+        f"95 % intervals; worst groups of at least {SMALLEST_GROUP} images; time on one core, of one image and in "
+        f"batches of {THROUGHPUT_BATCH}.",
+        "",
+        "| run | network | age MAE, years | gender | race | worst groups | parameters, M | multiply-adds, M | "
+        "weights, MB | ms an image | images/s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cost = row.cost
+        cells = [row.run, row.name, *(_figure(row, task) for task in TASKS), _worst(row)]
+        cells += [f"{cost.parameters / 1e6:.2f}", f"{cost.multiply_adds / 1e6:,.0f}", f"{cost.megabytes:.1f}"]
+        cells += [f"{cost.latency:.1f}", f"{cost.throughput:,.0f}"]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _figure(row: Row, task: Task) -> str:
+    value, bounds = row.value(task), row.interval(task)
+    if value is None:
+        return ""
+    low_high = " to ".join(_shown(bound, task).removesuffix(" %") for bound in bounds or ())
+    return _shown(value, task) + (f" ({low_high})" if bounds else "")
+
+
+def _worst(row: Row) -> str:
+    worst = {task: row.worst(task) for task in TASKS}
+    return ", ".join(f"{task} {found[0]}: {_shown(found[1], task)}" for task, found in worst.items() if found)
+
+
+def _shown(value: float, task: Task) -> str:
+    return f"{value:.2f}" if task == "age" else f"{100 * value:.1f} %"
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    text = io.StringIO()
+    records = []
+    for row in rows:
+        record: dict[str, object] = {"run": row.run, "name": row.name, "test_set": row.results["test_set"]}
+        record |= {"n": row.results["n"], "backbone": row.results["model"]["backbone"]}
+        record |= {"tasks": " ".join(row.results["model"]["tasks"]), "image_size": row.results["model"]["image_size"]}
+        for task, metric in _METRICS.items():
+            low, high = row.interval(task) or (None, None)
+            group, worst = row.worst(task) or (None, None)
+            record |= {metric: row.value(task), f"{metric}_low": low, f"{metric}_high": high}
+            record |= {f"{metric}_worst_group": group, f"{metric}_worst": worst}
+        cost = row.cost
+        record |= {"parameters": cost.parameters, "multiply_adds": cost.multiply_adds}
+        record |= {"weights_mb": round(cost.megabytes, 3), "latency_ms": round(cost.latency, 3)}
+        record |= {"images_per_second": round(cost.throughput, 1)}
+        records.append(record)
+    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
