@@ -1,6 +1,6 @@
 """What a checkpoint was trained with, as options of the command that uses it."""
 
-from typing import Any
+from typing import Any, cast
 
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
@@ -37,9 +37,13 @@ def options_of(facts: CheckpointFacts, given: Namespace, parser: LightningArgume
 def check_fit_together(facts: CheckpointFacts, options: Namespace) -> None:
     """Raises UserError when the options ask for another network than the checkpoint holds."""
     held, asked = facts.model, options.model
-    differing = [f"model.{name}" for name in ("backbone", "tasks") if held.get(name) != asked[name]]
+    differing = [f"model.{name}" for name in ("backbone", "loss_weighting") if held.get(name) != asked[name]]
+    if set(cast(list[str], held.get("tasks", []))) != set(asked.tasks):
+        differing.append("model.tasks")
     if "age" in asked.tasks and _head(held.get("age_loss")) != _head(asked.age_loss):
         differing.append("model.age_loss")
+    if facts.data.get("grayscale") != options.data.grayscale:
+        differing.append("data.grayscale")
     if plan_of(asked.backbone).one_size and facts.data.get("image_size") != options.data.image_size:
         differing.append("data.image_size")
     for name in differing:

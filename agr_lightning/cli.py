@@ -130,7 +130,7 @@ def _compare(options: list[str]) -> int:
     parser.add_argument("--output", metavar="DIR", help="write comparison.md, comparison.csv and comparison.png there")
     chosen = parser.parse_args(options)
 
-    from agr_lightning.compare import compare
+    from agr_lightning.evaluation.compare import compare
 
     print(compare(chosen.runs, chosen.output), end="")
     return 0

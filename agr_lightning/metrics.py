@@ -115,7 +115,8 @@ class PredictionTable(Metric):
     """Labels and predictions of every sample, over all ranks, in the order of the dataset.
 
     Columns of the result, float32: index, age, gender, race (labels; ``MISSING`` where unknown), then
-    predicted age, 2 gender and 5 race probabilities (NaN for a task that the network does not have).
+    predicted age, the ends of its interval, 2 gender and 5 race probabilities (NaN for a task that the network does
+    not have).
     """
 
     full_state_update = False
@@ -129,7 +130,7 @@ class PredictionTable(Metric):
         """Adds a batch."""
         n = len(index)
         columns = [index[:, None]] + [labels[task][:, None] for task in ("age", "gender", "race")]
-        for values, width in zip(predictions, (1, len(GENDERS), len(RACES)), strict=True):
+        for values, width in zip(predictions, (1, 1, 1, len(GENDERS), len(RACES)), strict=True):
             columns.append(
                 torch.full((n, width), torch.nan, device=index.device) if values is None else values.reshape(n, width)
             )

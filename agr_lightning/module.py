@@ -1,10 +1,8 @@
 """AGRModule: one shared step, metrics and optimizer around the network."""
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning
@@ -16,6 +14,8 @@ from torch import Tensor, nn
 
 from agr_lightning.data.dataset import Batch, PhotoBatch
 from agr_lightning.errors import UserError
+from agr_lightning.evaluation.calibration import fit_calibration
+from agr_lightning.evaluation.table import Table
 from agr_lightning.files import Json
 from agr_lightning.labels import RACES, TASKS, Task, check_tasks
 from agr_lightning.metrics import PredictionTable, StageMetrics
@@ -23,21 +23,19 @@ from agr_lightning.models.age import AgeLossName, AgeReadout, head_for
 from agr_lightning.models.backbones import BackboneName
 from agr_lightning.models.losses import JointLoss, LossWeights, Weighting, balanced_weights
 from agr_lightning.models.network import AGRNetwork, Predictions
-from agr_lightning.models.weights import fetch_imagenet, load_imagenet, load_weights
+from agr_lightning.models.weights import Start
 from agr_lightning.optimization import (
     BACKBONE,
     HEADS,
-    LEARNING_RATE,
-    WEIGHT_DECAY,
     LRSchedulerCallable,
     Optimization,
     check_same_run,
+    describe_run,
 )
-from agr_lightning.results import Table, interval_margin
-
-_log = logging.getLogger(__name__)
 
 Stage = Literal["train", "val", "test"]
+
+_CALIBRATION = "network.calibration."
 
 _PROGRESS = ("loss", "age_mae", "gender_acc", "race_acc")
 
@@ -59,12 +57,13 @@ class AGRModule(lightning.LightningModule):
         race_class_weights: what the race loss of each class is multiplied by: none, balanced (each class counts the
             same), or a list of five numbers.
         label_smoothing: share of each gender and race label that is spread over all classes in training.
-        learning_rate: of AdamW; peak of the one-cycle schedule.
-        weight_decay: of AdamW, on all weights but biases and normalisation.
+        learning_rate: peak of the one-cycle schedule; null for 0.002, or what another optimizer's arguments say.
+        weight_decay: on all weights but biases and normalisation; null for 0.05, or what another optimizer's arguments
+            say.
         dropout: probability of dropping a feature before the heads.
         backbone_learning_rate: another learning rate for the backbone; null for that of the heads.
         freeze_epochs: keep the backbone as it is for so many epochs, while the heads learn.
-        optimizer: another optimizer than AdamW, by class path; its learning rate and decay are its own arguments.
+        optimizer: another optimizer than AdamW, by class path.
         lr_scheduler: another schedule than one-cycle, by class path.
         lr_scheduler_interval: when that schedule takes a step: after each epoch, or after each training step.
         compile: let torch.compile make the training steps faster; it takes a minute first, for each image size, so
@@ -88,8 +87,8 @@ class AGRModule(lightning.LightningModule):
         loss_weighting: Weighting = "fixed",
         race_class_weights: Literal["none", "balanced"] | list[float] = "none",
         label_smoothing: float = 0.0,
-        learning_rate: float = LEARNING_RATE,
-        weight_decay: float = WEIGHT_DECAY,
+        learning_rate: float | None = None,
+        weight_decay: float | None = None,
         dropout: float = 0.2,
         backbone_learning_rate: float | None = None,
         freeze_epochs: int = 0,
@@ -109,14 +108,12 @@ class AGRModule(lightning.LightningModule):
         for name, share in (("dropout", dropout), ("label_smoothing", label_smoothing)):
             if not 0 <= share < 1:
                 raise UserError(f"--model.{name} {share} must be at least 0 and below 1.")
-        if pretrained and weights is not None:
-            raise UserError(f"--model.pretrained true and --model.weights {weights} exclude each other.")
-        if freeze_epochs and not pretrained and weights is None:
+        self.start = Start(backbone, pretrained, weights)
+        if freeze_epochs and not (pretrained or weights):
             raise UserError(
                 f"--model.freeze_epochs {freeze_epochs} would freeze random weights: "
                 "start from --model.pretrained true or --model.weights FILE."
             )
-        self._backbone, self._pretrained, self._weights = backbone, pretrained, weights
         self.optimization = Optimization(
             *(learning_rate, weight_decay, backbone_learning_rate, freeze_epochs),
             *(optimizer, lr_scheduler, lr_scheduler_interval),
@@ -137,15 +134,14 @@ class AGRModule(lightning.LightningModule):
         self.loss = JointLoss(age_loss, loss_weights, label_smoothing, loss_weighting, self.tasks)
         self._race_class_weights = race_class_weights
         if isinstance(race_class_weights, list):
-            self._weigh_races(race_class_weights)
+            self.loss.weigh_races(race_class_weights)
         self.metrics = nn.ModuleDict(
             {f"{stage}_metrics": StageMetrics(self.tasks, self.loss.total) for stage in ("train", "val", "test")}
         )
         self.table = PredictionTable()
         self._seed = 0
-        self._started = False
         self.checkpoint_epoch: int | None = None
-        self._age_margin = math.nan
+        self._calibration: dict[str, Tensor] | None = None
         self._resumed: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------ steps
@@ -201,44 +197,28 @@ class AGRModule(lightning.LightningModule):
 
     def prepare_data(self) -> None:
         """Downloads pretrained weights, in one process, before any training starts."""
-        if self._pretrained and self._starts_afresh():
-            fetch_imagenet(self._backbone)
+        if self._starts_afresh():
+            self.start.fetch()
 
     def setup(self, stage: str) -> None:
         """Loads the starting weights of a training run that is not a resumed one."""
         # What --seed_everything set; noted here because every step sets a seed of its own.
         self._seed = torch.initial_seed() % 2**32 + self.trainer.global_rank * 10**6
         if stage == "fit" and self._starts_afresh():
-            self.load_start()
+            self.start.load(self.network)
         if stage == "fit" and self._race_class_weights == "balanced":
             races = self.trainer.datamodule.split["train"].race  # type: ignore[attr-defined]
-            self._weigh_races(balanced_weights(np.bincount(races[races >= 0], minlength=len(RACES)).tolist()))
-
-    def load_start(self) -> None:
-        """Loads the weights that training starts from, once.
-
-        Raises:
-            UserError: when they cannot be had, or do not fit the backbone.
-        """
-        if self._weights is not None and not self._started:
-            _log.info(load_weights(self.network, Path(self._weights).expanduser()))
-        if self._pretrained and not self._started:
-            _log.info(load_imagenet(self.network, self._backbone))
-        self._started = True
+            self.loss.weigh_races(balanced_weights(np.bincount(races[races >= 0], minlength=len(RACES)).tolist()))
 
     def on_fit_start(self) -> None:
         if self._resumed is not None:
-            check_same_run(self._resumed, self.trainer.optimizers[0], self._total_steps())
+            own_schedule = self.optimization.lr_scheduler is not None
+            check_same_run(self._resumed, self.trainer, None if own_schedule else self._total_steps())
             self._resumed = None
         if self._compile:
             # The network alone: Lightning's logging inside would be compiled again and again. Evaluation stays as it
             # is, since the last batch of each would be one more size.
             self._compiled = torch.compile(self.network.forward, dynamic=False)
-
-    def on_train_epoch_start(self) -> None:
-        # Several devices wait for the gradients of all weights: there they are computed, and not used.
-        frozen = self.current_epoch < self.optimization.freeze_epochs
-        self.network.freeze(frozen, detached=self.trainer.world_size == 1)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.network.frozen:
@@ -246,21 +226,34 @@ class AGRModule(lightning.LightningModule):
                 parameter.grad = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["optimizer_class"] = type(self.trainer.optimizers[0]).__name__
-        checkpoint["state_dict"]["network.age_margin"].fill_(self._age_margin)  # as in on_train_end
+        if self.trainer.optimizers:
+            checkpoint["how"] = describe_run(self.trainer)
+        for name, value in (self._calibration or {}).items():
+            checkpoint["state_dict"][_CALIBRATION + name] = value  # as in on_train_end
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.checkpoint_epoch = int(checkpoint["epoch"])
-        self._age_margin = float(checkpoint["state_dict"]["network.age_margin"])
+        state = checkpoint["state_dict"]
+        self._calibration = {
+            name.removeprefix(_CALIBRATION): value for name, value in state.items() if name.startswith(_CALIBRATION)
+        }
         if self._trainer is not None and self._trainer.state.fn == "fit":  # there is none under load_from_checkpoint
             self._resumed = checkpoint
+            state["loss.race_weights"] = self.loss.race_weights.clone()  # what the options say now
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Here, since a run that is gone on with inside an epoch does not begin that epoch again.
+        frozen = self.current_epoch < self.optimization.freeze_epochs
+        if frozen != self.network.frozen:
+            # Several devices wait for the gradients of all weights: there they are computed, and not used.
+            self.network.freeze(frozen, detached=self.trainer.world_size == 1)
         # Dropout then depends on the batch alone, so that a resumed run goes on as if never interrupted.
         torch.manual_seed(self._seed + self.trainer.fit_loop.total_batch_idx)
 
     def on_validation_epoch_start(self) -> None:
         self.table.reset()
+        if self._calibrating():
+            self.network.calibration.reset()
 
     def on_test_epoch_start(self) -> None:
         self.table.reset()
@@ -268,13 +261,17 @@ class AGRModule(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
         table = self.predictions()
-        if "age" in self.tasks and not self.trainer.sanity_checking:
-            self._age_margin = interval_margin(np.abs(table.predicted_age - table.age))
-            self.network.age_margin.fill_(self._age_margin)
+        if self._calibrating():
+            self._calibration = fit_calibration(table)
+            self.network.calibration.load_state_dict(self._calibration)
 
     def on_train_end(self) -> None:
         # A callback that averages weights has averaged this with what it was before.
-        self.network.age_margin.fill_(self._age_margin)
+        if self._calibration is not None:
+            self.network.calibration.load_state_dict(self._calibration)
+
+    def _calibrating(self) -> bool:
+        return self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
@@ -286,13 +283,12 @@ class AGRModule(lightning.LightningModule):
             UserError: when outputs are NaN or infinite.
         """
         table = Table.from_rows(self.table.compute().cpu().numpy())
-        outputs = {"age": table.predicted_age, "gender": table.gender_probabilities, "race": table.race_probabilities}
-        for task in self.tasks:
-            if not np.isfinite(outputs[task]).all():
-                raise UserError(
-                    f"the network's {task} outputs are no numbers any more: training has diverged. "
-                    "Start again with a lower --model.learning_rate."
-                )
+        diverged = table.not_finite(self.tasks)
+        if diverged:
+            raise UserError(
+                f"the network's {diverged} outputs are no numbers any more: training has diverged. "
+                "Start again with a lower --model.learning_rate."
+            )
         return table
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -305,14 +301,6 @@ class AGRModule(lightning.LightningModule):
         """Of the whole run; 0 where it has no end."""
         steps = self.trainer.estimated_stepping_batches
         return 0 if math.isinf(steps) else int(steps)
-
-    def _weigh_races(self, weights: list[float]) -> None:
-        if len(weights) != len(RACES) or not all(0 <= weight < math.inf for weight in weights):
-            raise UserError(
-                f"--model.race_class_weights {weights}: expected none, balanced, or {len(RACES)} numbers of 0 or more, "
-                f"for {', '.join(RACES)}."
-            )
-        self.loss.race_weights.copy_(torch.tensor(weights))
 
     def _starts_afresh(self) -> bool:
         return self.trainer.ckpt_path is None and self.trainer.state.fn == "fit"

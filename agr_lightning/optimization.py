@@ -1,15 +1,18 @@
 """How a network learns: its optimizer, its schedule, and a backbone that may learn later and slower than the heads."""
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from agr_lightning.errors import UserError
 
@@ -18,7 +21,7 @@ LRSchedulerCallable = Callable[[torch.optim.Optimizer], LRScheduler]
 
 NO_END = "the learning-rate schedule needs an end: give --trainer.max_epochs or --trainer.max_steps."
 
-# Of AdamW; another optimizer brings its own.
+# Of AdamW, unless the options say otherwise; another optimizer has its own.
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.05
 
 # OneCycleLR divides by zero where the way up is a single step.
@@ -36,8 +39,8 @@ class Optimization:
         UserError: for values that cannot work.
     """
 
-    learning_rate: float
-    weight_decay: float
+    learning_rate: float | None
+    weight_decay: float | None
     backbone_learning_rate: float | None
     freeze_epochs: int
     optimizer: OptimizerCallable | None
@@ -45,28 +48,14 @@ class Optimization:
     lr_scheduler_interval: Literal["epoch", "step"]
 
     def __post_init__(self) -> None:
-        if self.optimizer is not None:
-            for name, given, default in (
-                ("learning_rate", self.learning_rate, LEARNING_RATE),
-                ("weight_decay", self.weight_decay, WEIGHT_DECAY),
-            ):
-                if given != default:
-                    raise UserError(
-                        f"--model.{name} {given} is AdamW's; the optimizer that --model.optimizer names has its own: "
-                        f"--model.optimizer.{'lr' if name == 'learning_rate' else name} {given}."
-                    )
-        for name, rate in (("learning_rate", self.learning_rate), ("backbone_learning_rate", self.own_rate)):
-            if not 0 < rate < math.inf:
+        for name in ("learning_rate", "backbone_learning_rate"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 < rate < math.inf:
                 raise UserError(f"--model.{name} {rate} must be above 0 and finite.")
-        if not 0 <= self.weight_decay < math.inf:
+        if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
             raise UserError(f"--model.weight_decay {self.weight_decay} must be 0 or more, and finite.")
         if self.freeze_epochs < 0:
             raise UserError(f"--model.freeze_epochs {self.freeze_epochs} must be 0 or more.")
-
-    @property
-    def own_rate(self) -> float:
-        """The peak learning rate of the backbone, when AdamW is the optimizer."""
-        return self.learning_rate if self.backbone_learning_rate is None else self.backbone_learning_rate
 
     @property
     def backbone_differs(self) -> bool:
@@ -82,25 +71,12 @@ class Optimization:
             total_steps: of the whole run, for the one-cycle schedule; 0 where the run has no end.
             fused: let AdamW update all weights in one pass.
         """
-        own = {id(parameter) for parameter in backbone.parameters()}
-        groups: list[dict[str, Any]] = []
-        for members in (
-            [p for p in module.parameters() if id(p) not in own],
-            list(backbone.parameters()),
-        ):
-            # No decay on biases and normalisation.
-            groups.append({"params": [p for p in members if p.ndim > 1]})
-            groups.append({"params": [p for p in members if p.ndim <= 1], "weight_decay": 0.0})
-        if self.backbone_learning_rate is not None:
-            for group in groups[BACKBONE:]:
-                group["lr"] = self.backbone_learning_rate
-        optimizer: torch.optim.Optimizer
-        if self.optimizer is not None:
-            optimizer = self.optimizer(groups)
-        else:
-            optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused)
+        optimizer = self._optimizer(module, backbone, fused)
         if self.lr_scheduler is not None:
-            schedule = self.lr_scheduler(optimizer)
+            with _explained("--model.lr_scheduler"):
+                schedule = self.lr_scheduler(optimizer)
+            if isinstance(schedule, ReduceLROnPlateau) and self.lr_scheduler_interval == "step":
+                raise UserError("--model.lr_scheduler_interval step: ReduceLROnPlateau looks at val/loss, each epoch.")
             # The monitored figure is for ReduceLROnPlateau; the others do not look at it.
             plan = LRSchedulerConfigType(scheduler=schedule, interval=self.lr_scheduler_interval, monitor="val/loss")
             return {"optimizer": optimizer, "lr_scheduler": plan}
@@ -116,17 +92,63 @@ class Optimization:
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": one_cycle, "interval": "step"}}
 
+    def _optimizer(self, module: nn.Module, backbone: nn.Module, fused: bool) -> torch.optim.Optimizer:
+        own = {id(parameter) for parameter in backbone.parameters()}
+        groups: list[dict[str, Any]] = []
+        for members, rate in (
+            ([p for p in module.parameters() if id(p) not in own], self.learning_rate),
+            (list(backbone.parameters()), self.backbone_learning_rate or self.learning_rate),
+        ):
+            matrices = {"params": [p for p in members if p.ndim > 1], "weight_decay": self.weight_decay, "lr": rate}
+            groups.append({name: value for name, value in matrices.items() if value is not None})
+            # No decay on biases and normalisation.
+            groups.append(groups[-1] | {"params": [p for p in members if p.ndim <= 1], "weight_decay": 0.0})
+        if self.optimizer is None:
+            return torch.optim.AdamW(groups, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=fused)
+        with _explained("--model.optimizer"):
+            return self.optimizer(groups)
 
-def check_same_run(checkpoint: dict[str, Any], optimizer: torch.optim.Optimizer, total_steps: int) -> None:
-    """Raises UserError when a checkpoint is of a run with another optimizer, or of another length."""
-    then, now = checkpoint.get("optimizer_class"), type(optimizer).__name__
-    if then != now:
-        raise UserError(
-            f"the checkpoint is of a run with {then}, this one has {now}: go on with the run's own "
-            "--config RUN/config.yaml."
-        )
+
+@contextlib.contextmanager
+def _explained(option: str) -> Iterator[None]:
+    """Turns what torch says of arguments that cannot work into a line that names the option."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+        raise UserError(f"{option}: {' '.join(str(error).split())}") from None
+
+
+def describe_run(trainer: Trainer) -> dict[str, str | bool]:
+    """What a checkpoint remembers of how it was trained, for ``check_same_run``."""
+    schedules = [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs]
+    averaging = any(isinstance(c, WeightAveraging) for c in trainer.callbacks)  # type: ignore[attr-defined]
+    return {
+        "--model.optimizer": type(trainer.optimizers[0]).__name__,
+        "--model.lr_scheduler": schedules[0] if schedules else "none",
+        "averaged weights": averaging,
+    }
+
+
+def check_same_run(checkpoint: dict[str, Any], trainer: Trainer, total_steps: int | None) -> None:
+    """Checks that a checkpoint is gone on with as it was begun.
+
+    Args:
+        checkpoint: with what ``describe_run`` said under ``how``.
+        trainer: of the run that goes on.
+        total_steps: of that run's one-cycle schedule; None under another schedule.
+
+    Raises:
+        UserError: when optimizer, schedule, averaging or length differ.
+    """
+    for name, now in describe_run(trainer).items():
+        then = checkpoint.get("how", {}).get(name, now)
+        if then != now:
+            raise UserError(
+                f"the checkpoint is of a run with {name} {then}, this one has {now}: go on with the run's own "
+                "--config RUN/config.yaml."
+            )
     steps = checkpoint["lr_schedulers"][0].get("total_steps") if checkpoint.get("lr_schedulers") else None
-    if steps is not None and steps != max(total_steps, _FEWEST):
+    if None not in (steps, total_steps) and steps != max(total_steps or 0, _FEWEST):
         raise UserError(
             f"the checkpoint is of a run of {steps:,} steps, this one has {total_steps:,}: go on with the run's own "
             "--config RUN/config.yaml, or start a new run from its weights with --model.weights FILE."

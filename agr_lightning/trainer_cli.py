@@ -114,8 +114,7 @@ class AGRCommandLine(LightningCLI):
         if self.command == "fit":
             if options.max_epochs == options.max_steps == -1 and self.model.optimization.lr_scheduler is None:
                 raise UserError(NO_END)
-            if self.facts is None:
-                self.model.load_start()
+            self._check_options_of_learning()
         if str(options.precision) in _UNSUPPORTED:
             raise UserError(f"--trainer.precision {options.precision}: expected 32-true, bf16-mixed or 16-mixed.")
         reserved = None
@@ -140,6 +139,19 @@ class AGRCommandLine(LightningCLI):
                 with contextlib.suppress(OSError):  # other runs are in it
                     reserved.parent.rmdir()
             raise UserError(f"the Trainer does not accept these options: {_first_line(error)}") from None
+
+    def _check_options_of_learning(self) -> None:
+        """Tries what would otherwise fail when the run folder is there already."""
+        config, model = self.config.fit, self.model
+        if config.model.race_class_weights == "balanced" and config.data.balance == "race":
+            raise UserError(
+                "--model.race_class_weights balanced and --data.balance race both make up for rare races: choose one."
+            )
+        model.optimization.configure(model, model.network.backbone, total_steps=10, fused=False)
+        if self.facts is not None:
+            model.start.skip()
+        elif getattr(rank_zero_only, "rank", 0) == 0:  # the other processes find downloads in the cache
+            model.start.load(model.network)
 
     def _continued_run(self) -> int | None:
         """The run that a resumed fit goes on with, in its own folder: its best checkpoint stays known."""

@@ -56,7 +56,7 @@ def test_every_option_of_ours_has_a_sentence_and_a_default(run: Run, command: st
     [
         ("from agr_lightning.cli import main; main(['--help'])", ("torch", "numpy", "cv2")),
         # What Lightning needs is imported; what only some commands need is not.
-        ("import agr_lightning.trainer_cli", ("albumentations", "tensorboard", "agr_lightning.figures")),
+        ("import agr_lightning.trainer_cli", ("albumentations", "tensorboard", "agr_lightning.evaluation.figures")),
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_used(code: str, heavy: tuple[str, ...]) -> None:
@@ -108,7 +108,7 @@ MISTAKES = [
         ("fit", "--data.synthetic", "120", "--data.image_size", "16", *FAST[2:]),
         "--data.image_size 16 is too small for agr_cnn, whose smallest is 32 pixels",
     ),
-    (("compare", "nowhere"), "nowhere has no results.json: test it first"),
+    (("compare", "nowhere"), "nowhere does not exist; name run folders"),
     (("compare", "a", "--outptu", "b"), "unrecognized arguments: --outptu b"),
     (("test", "--data.synthetic", "120"), "`test` needs weights: give --ckpt_path"),
     (("test", "--ckpt_path", "best"), "--ckpt_path best: no run under lightning_logs has a best.ckpt"),

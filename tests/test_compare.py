@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from agr_lightning.compare import compare
-from agr_lightning.costs import measure_costs
+from agr_lightning.evaluation.compare import compare
+from agr_lightning.evaluation.costs import measure_costs
 from agr_lightning.models.backbones import BACKBONES
 from agr_lightning.models.network import AGRNetwork
 
@@ -20,7 +20,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agr_lightning.costs._SECONDS_A_ROUND", 0.0)
+    monkeypatch.setattr("agr_lightning.evaluation.costs._SECONDS_A_ROUND", 0.0)
 
 
 def _variant(trained: Path, folder: Path, **changes: Any) -> str:
@@ -48,10 +48,10 @@ def test_the_table_says_what_the_results_say(trained: Path, tmp_path: Path, run:
     assert code == 0, err
     assert out == (tmp_path / "out" / "comparison.md").read_text()
     best, other = _cells(out)
-    assert best[:3] == [small, "mobilenet_v3_small", "1.25"] and other[:2] == [str(trained), "agr_cnn"]
+    assert best[:4] == [small, "mobilenet_v3_small", "48", "1.25"] and other[:2] == [str(trained), "agr_cnn"]
     results = json.loads((trained / "results.json").read_text())
-    assert other[3].startswith(f"{100 * results['metrics']['gender_acc']:.1f} % (")
-    assert float(other[6]) == pytest.approx(results["parameters"] / 1e6, abs=0.005)
+    assert other[4].startswith(f"{100 * results['metrics']['gender_acc']:.1f} % (")
+    assert float(other[7]) == pytest.approx(results["parameters"] / 1e6, abs=0.005)
     with (tmp_path / "out" / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["run"] for row in rows] == [small, str(trained)]
@@ -67,7 +67,7 @@ def test_the_worst_group_is_large_enough_to_be_named(trained: Path, tmp_path: Pa
         {"attribute": "gender", "value": "male", "n": 900, "age_mae": 6.5, "gender_acc": 0.9, "race_acc": None},
     ]
     table = compare([_variant(trained, tmp_path / "run", groups=groups)])
-    assert _cells(table)[0][5] == "age male: 6.50, gender 0-2: 50.0 %"
+    assert _cells(table)[0][6] == "age male: 6.50, gender 0-2: 50.0 %"
 
 
 def test_other_test_sets_are_never_ranked_together(trained: Path, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_runs_with_fewer_tasks_have_empty_cells(trained: Path, tmp_path: Path) -
     nothing = {"age_mae": None, "race_acc": None}
     one = _variant(trained, tmp_path / "one", model={"tasks": ["gender"]}, metrics=nothing)
     table = compare([one, str(trained)])
-    assert _cells(table)[1][1:3] == ["agr_cnn (gender)", ""] and _cells(table)[1][4] == ""
+    assert _cells(table)[1][1:4] == ["agr_cnn (gender)", "48", ""] and _cells(table)[1][5] == ""
 
 
 def test_equal_networks_are_told_apart_by_their_run(trained: Path, tmp_path: Path) -> None:
@@ -92,10 +92,11 @@ def test_equal_networks_are_told_apart_by_their_run(trained: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("gone", None, "gone has no results.json: test it first"),
+        ("gone", None, "gone does not exist; name run folders"),
+        (".", None, ". has no results.json: test its checkpoint with `test --ckpt_path .`"),
         ("empty", "", "is not a results.json of this version"),
         ("list", "[1, 2]", "is not a results.json of this version"),
-        ("old", '{"metrics": {"intervals": {}}, "groups": [], "test_set": "a"}', "write it anew with `test"),
+        ("old", '{"metrics": {"intervals": {}}, "groups": [], "test_set": "a"}', "test the run's checkpoint again"),
     ],
 )
 def test_runs_without_results(run: Run, here: Path, name: str, content: str | None, message: str) -> None:
@@ -105,6 +106,35 @@ def test_runs_without_results(run: Run, here: Path, name: str, content: str | No
     code, out, err = run("compare", name, "--output", "out")
     assert code == 1 and message in err and err.count("\n") == 1 and not out
     assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"colour": "red"}},
+        {"model": {"image_size": "large"}},
+        {"model": {"backbone": "resnet81"}},
+        {"groups": [{"n": 50}]},
+        {"n": None},
+        {"metrics": []},
+    ],
+)
+def test_results_that_are_not_ours_are_refused(
+    run: Run, trained: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    results = json.loads((trained / "results.json").read_text())
+    results["model"] |= changes.pop("model", {})
+    (tmp_path / "results.json").write_text(json.dumps(results | changes))
+    code, _, err = run("compare", str(tmp_path))
+    assert code == 1 and "is not a results.json of this version" in err and err.count("\n") == 1
+
+
+def test_a_run_without_any_figure_has_a_row_and_no_plot(trained: Path, tmp_path: Path) -> None:
+    nothing = {"age_mae": None, "gender_acc": None, "race_acc": None}
+    groups = json.loads((trained / "results.json").read_text())["groups"]
+    empty = _variant(trained, tmp_path / "a", metrics=nothing, groups=[group | nothing for group in groups])
+    assert len(_cells(compare([empty], str(tmp_path / "out")))) == 1
+    assert not (tmp_path / "out" / "comparison.png").exists()
 
 
 def test_an_output_that_is_a_file(run: Run, here: Path, trained: Path) -> None:

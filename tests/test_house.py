@@ -13,7 +13,7 @@ STOREYS = [
     ("errors", "files", "__init__"),
     ("labels",),
     ("models", "data"),
-    ("metrics", "results", "figures", "checkpoints", "audit", "costs", "compare"),
+    ("evaluation", "metrics", "checkpoints", "audit"),
     ("optimization", "module"),
     ("callbacks",),
     ("parser", "terminal", "checkpoint_options", "trainer_cli"),
@@ -49,7 +49,7 @@ def test_imports_point_down(file: Path) -> None:
 def test_the_network_and_the_labels_know_no_lightning(file: Path) -> None:
     parts = file.relative_to(PACKAGE).with_suffix("").parts
     imports = {name.split(".")[0] for name in _imports(file)}
-    if parts[0] in ("labels", "models", "results", "figures", "files", "errors", "costs", "compare"):
+    if parts[0] in ("errors", "files", "labels", "models", "evaluation"):
         assert "lightning" not in imports
     if parts != ("data", "transforms"):
         assert "albumentations" not in imports

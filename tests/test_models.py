@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from agr_lightning.errors import UserError
 from agr_lightning.labels import MISSING, Task
+from agr_lightning.models.age import AGES
 from agr_lightning.models.backbones import BACKBONES, IMAGENET_WEIGHTS, BackboneName, build_backbone, plan_of
 from agr_lightning.models.losses import JointLoss, LossWeights, balanced_weights
 from agr_lightning.models.network import AGRNetwork
@@ -210,6 +211,26 @@ def test_uncertainty_cannot_learn_from_a_weight_of_zero() -> None:
     JointLoss("l1", LossWeights(race=0), weighting="uncertainty", tasks=("age", "gender"))
 
 
+def test_mixed_precision_does_not_coarsen_the_age_loss() -> None:
+    logits = torch.full((1, AGES), -50.0)
+    logits[0, 80], logits[0, 81] = math.log(0.8), math.log(0.2)
+    labels: dict[Task, torch.Tensor] = {"age": torch.tensor([80.0])}
+    for name in ("dldl", "mean_variance"):
+        loss = JointLoss(name, LossWeights())  # type: ignore[arg-type]
+        exact = loss({"age": logits}, labels)["age"]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert loss({"age": logits}, labels)["age"].item() == pytest.approx(exact.item(), rel=1e-6), name
+
+
+def test_a_task_without_labels_does_not_change_its_learned_weight() -> None:
+    loss = JointLoss("l1", LossWeights(), weighting="uncertainty")
+    outputs: dict[Task, torch.Tensor] = {"age": YEARS.clone().requires_grad_(), "race": torch.randn(3, 5)}
+    outputs["gender"] = torch.randn(3, 2)
+    loss.total(loss(outputs, _labels([MISSING] * 3))).backward()
+    learned = loss.total.log_variance
+    assert learned["race"].grad.item() == 0 and learned["age"].grad.item() != 0
+
+
 def test_race_weights_multiply_each_sample_by_its_label() -> None:
     loss = JointLoss("l1", LossWeights(), label_smoothing=0.1)
     race, labels = torch.randn(3, 5), _labels([1, 4, MISSING])
@@ -280,8 +301,17 @@ def test_a_head_of_another_age_loss_is_left_out(tmp_path: Path) -> None:
     before = network.heads["age"].weight.clone()
     said = load_weights(network, tmp_path / "net.pth")
     assert "heads for race; fresh heads for age" in said
-    assert "left out its head for age (of another age loss: 1 outputs there, 117 here)" in said
+    assert "left out its head for age (another kind of head: 1x384 there, 117x384 here)" in said
     assert torch.equal(network.heads["age"].weight, before)
+
+
+@pytest.mark.parametrize("wrap", ["network.{}", "module.{}", "{}"])
+def test_weights_are_found_under_the_names_that_wrappers_give(tmp_path: Path, wrap: str) -> None:
+    source, network = AGRNetwork(), AGRNetwork()
+    state = {wrap.format(name): v for name, v in source.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "net.pth")
+    assert "and the heads for age, gender, race" in load_weights(network, tmp_path / "net.pth")
+    assert _same(network.backbone, source.backbone)
 
 
 @pytest.mark.parametrize(

@@ -55,11 +55,10 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         assert isinstance(pl_module, AGRModule) and isinstance(prediction, Predictions)
-        margin = float(pl_module.network.age_margin)
         paths = trainer.datamodule.photos  # type: ignore[attr-defined]
         for row, place in enumerate(batch.place.tolist()):
             width, height = int(batch.width[row]), int(batch.height[row])
-            self._rows[place] = _row(paths[place], width, height, prediction, row, margin)
+            self._rows[place] = _row(paths[place], width, height, prediction, row)
 
     def on_predict_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -79,15 +78,16 @@ class PredictionWriter(BasePredictionWriter):
         _log.info(f"Predictions  {path}")
 
 
-def _row(path: Path, width: int, height: int, prediction: Predictions, place: int, margin: float) -> Row:
+def _row(path: Path, width: int, height: int, prediction: Predictions, place: int) -> Row:
     if not width:
         return {"path": str(path), "status": "unreadable"}
     row: Row = {"path": str(path), "face": 0, "status": "ok", "x": 0, "y": 0, "width": width, "height": height}
     if prediction.age is not None:
         age = float(prediction.age[place])
         row["age"] = round(age, 2)
-        if not math.isnan(margin):
-            row |= {"age_low": round(max(age - margin, 0.0), 2), "age_high": round(age + margin, 2)}
+        for name, values in (("age_low", prediction.age_low), ("age_high", prediction.age_high)):
+            if values is not None and not math.isnan(end := float(values[place])):
+                row[name] = round(end, 2)
     for task, classes, values in (("gender", GENDERS, prediction.gender), ("race", RACES, prediction.race)):
         if values is not None:
             probabilities = [float(p) for p in values[place]]

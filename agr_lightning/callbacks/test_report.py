@@ -5,15 +5,15 @@ import math
 from pathlib import Path
 
 import lightning
-import numpy as np
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from agr_lightning.callbacks.run_folder import run_folder
 from agr_lightning.data.datamodule import UTKFaceDataModule
+from agr_lightning.evaluation.results import METRICS, RESULTS_FILE, RunFacts, make_results
+from agr_lightning.evaluation.table import Table
 from agr_lightning.files import Json, atomic_json, atomic_write
 from agr_lightning.module import AGRModule
-from agr_lightning.results import METRICS, RESULTS_FILE, RunFacts, Table, make_results
 
 _log = logging.getLogger(__name__)
 
@@ -45,29 +45,34 @@ class TestReport(lightning.Callback):
             return
         results = make_results(table, data.split["test"], self._facts(trainer, pl_module))
         atomic_json(folder / RESULTS_FILE, results)
-        self._draw(trainer, data, table, folder)
+        self._draw(trainer, data, table, results, folder)
         _log_hyperparameters(trainer, pl_module, results)
         _log.info(summary(results))
 
     def _facts(self, trainer: lightning.Trainer, module: AGRModule) -> RunFacts:
         checkpoint = trainer.ckpt_path
-        margin = float(module.network.age_margin)
+        fit = module.network.calibration
+        threshold = float(fit.adult_threshold)
         return RunFacts(
             checkpoint=str(checkpoint) if checkpoint is not None else "",
             epoch=module.checkpoint_epoch,
             model=module.network_options,
             parameters=sum(parameter.numel() for parameter in module.network.parameters()),
-            age_margin=None if math.isnan(margin) else margin,
+            temperatures={"gender": float(fit.gender_temperature), "race": float(fit.race_temperature)},
+            adult_threshold=None if math.isnan(threshold) else threshold,
             training_seconds=self._training_seconds,
         )
 
-    def _draw(self, trainer: lightning.Trainer, data: UTKFaceDataModule, table: Table, path: Path) -> None:
-        from agr_lightning.figures import FACES_SHOWN, draw_figures
+    def _draw(
+        self, trainer: lightning.Trainer, data: UTKFaceDataModule, table: Table, results: dict[str, Json], path: Path
+    ) -> None:
+        from agr_lightning.evaluation.figures import draw_figures, sample_rows, worst_rows
 
-        shown = _spread(len(table.place), FACES_SHOWN)
-        first = Table(*(np.concatenate([column[shown], np.delete(column, shown, axis=0)]) for column in table))
-        faces = data.faces("test", first.place[: len(shown)].tolist()).permute(0, 2, 3, 1).numpy()
-        figures = draw_figures(first, faces)
+        faces, mistakes = (
+            data.faces("test", table.place[rows(table)].tolist()).permute(0, 2, 3, 1).numpy()
+            for rows in (sample_rows, worst_rows)
+        )
+        figures = draw_figures(table, results, faces, mistakes)
         folder = path / FIGURES_FOLDER
         folder.mkdir(exist_ok=True)
         for name, figure in figures.items():
@@ -106,9 +111,3 @@ def _log_hyperparameters(trainer: lightning.Trainer, module: AGRModule, results:
         if isinstance(logger, TensorBoardLogger):
             hyperparameters = {**module.hparams, **trainer.datamodule.hparams}  # type: ignore[attr-defined]
             logger.log_hyperparams(hyperparameters, final, trainer.global_step)
-
-
-def _spread(n: int, count: int) -> list[int]:
-    """``count`` places spread evenly over ``n``: neighbours in name order look alike."""
-    shown = min(count, n)
-    return [i * n // shown for i in range(shown)]

@@ -66,7 +66,11 @@ class UncertaintyWeights(nn.Module):
         )
 
     def forward(self, losses: dict[Task, Tensor]) -> Tensor:
-        terms = [(-s).exp() * losses[task] + s / 2 for task, s in self.log_variance.items()]  # type: ignore[index]
+        terms = []
+        for task, s in self.log_variance.items():
+            loss = losses[task]  # type: ignore[index]
+            # Exactly 0 without any label of the task: then s has nothing to learn from, and would sink for ever.
+            terms.append(((-s).exp() * loss + s / 2) * (loss != 0))
         return torch.stack(terms).sum()
 
 
@@ -116,12 +120,24 @@ class JointLoss(nn.Module):
             A scalar per task in ``outputs``; exactly 0, with zero gradient, when no sample has the label.
         """
         losses: dict[Task, Tensor] = {}
-        for task, output in outputs.items():
-            if task == "age":
-                losses[task] = self.age_loss(output, labels[task])
-            else:
-                losses[task] = self._cross_entropy(output, labels[task], self.race_weights if task == "race" else None)
+        # In 32 bits under mixed precision too: bfloat16's mean of a distribution of ages comes in steps of 0.25 years.
+        with torch.autocast(labels["age"].device.type, enabled=False):
+            for task, output in outputs.items():
+                if task == "age":
+                    losses[task] = self.age_loss(output, labels[task])
+                else:
+                    weights = self.race_weights if task == "race" else None
+                    losses[task] = self._cross_entropy(output, labels[task], weights)
         return losses
+
+    def weigh_races(self, weights: list[float]) -> None:
+        """Sets ``race_weights``; raises UserError unless there is a number for each race, not all of them 0."""
+        if len(weights) != len(RACES) or not all(0 <= weight < math.inf for weight in weights) or not sum(weights):
+            raise UserError(
+                f"--model.race_class_weights {weights}: expected none, balanced, or {len(RACES)} numbers of 0 or more, "
+                f"not all 0, for {', '.join(RACES)}."
+            )
+        self.race_weights.copy_(torch.tensor(weights))
 
     def _cross_entropy(self, logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
         smoothing = self._label_smoothing if self.training else 0.0

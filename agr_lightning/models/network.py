@@ -1,7 +1,6 @@
 """The network: one shared backbone, one head per task, normalisation inside. Pure torch."""
 
 import contextlib
-import math
 from typing import NamedTuple
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from agr_lightning.labels import GENDERS, RACES, TASKS, Task, check_tasks
 from agr_lightning.models.age import AgeHead, AgeHeadName, AgeReadout, build_age_head
 from agr_lightning.models.backbones import BackboneName, build_backbone
+from agr_lightning.models.calibration import Calibration
 
 # Mean and standard deviation of ImageNet's pixels, in 0..255: what torchvision's weights expect.
 _PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -24,11 +24,15 @@ class Predictions(NamedTuple):
 
     Attributes:
         age: years, float32 ``(batch,)``, never negative.
+        age_low: lower end of the 80 % age interval, years, float32 ``(batch,)``; NaN until it is calibrated.
+        age_high: upper end, likewise.
         gender: probabilities, float32 ``(batch, 2)``, in the order of ``labels.GENDERS``.
         race: probabilities, float32 ``(batch, 5)``, in the order of ``labels.RACES``.
     """
 
     age: Tensor | None
+    age_low: Tensor | None
+    age_high: Tensor | None
     gender: Tensor | None
     race: Tensor | None
 
@@ -46,8 +50,7 @@ class AGRNetwork(nn.Module):
         grayscale: whether the colour of the images is left out.
 
     Attributes:
-        age_margin: half the width, in years, of the 80 % age interval, measured on validation
-            images; NaN until then. A buffer, so that every copy of the weights carries it.
+        calibration: what was measured on validation images and is applied by ``read``.
         frozen: whether the backbone is kept as it is; see ``freeze``.
 
     Raises:
@@ -57,7 +60,6 @@ class AGRNetwork(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
     luma: Tensor
-    age_margin: Tensor
 
     def __init__(
         self,
@@ -76,7 +78,7 @@ class AGRNetwork(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(_PIXEL_MEAN).view(1, 3, 1, 1))
         self.register_buffer("pixel_std", torch.tensor(_PIXEL_STD).view(1, 3, 1, 1))
         self.register_buffer("luma", torch.tensor(_LUMA).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("age_margin", torch.tensor(math.nan))
+        self.calibration = Calibration()
         self.backbone, features = build_backbone(backbone, self.tasks, image_size)
         self.dropout = nn.Dropout(dropout)
         self.heads = nn.ModuleDict()
@@ -132,13 +134,16 @@ class AGRNetwork(nn.Module):
 
     def read(self, outputs: dict[Task, Tensor]) -> Predictions:
         """Turns what ``forward`` returned into years and probabilities."""
-        age_head = self.heads["age"] if "age" in outputs else None
-        assert isinstance(age_head, AgeHead | None)
-        return Predictions(
-            age=None if age_head is None else age_head.years(outputs["age"]),
-            gender=outputs["gender"].softmax(1) if "gender" in outputs else None,
-            race=outputs["race"].softmax(1) if "race" in outputs else None,
-        )
+        age = low = high = None
+        if "age" in outputs:
+            head = self.heads["age"]
+            assert isinstance(head, AgeHead)
+            age = head.years(outputs["age"])
+            low, high = self.calibration.age_interval(age)
+        fit = self.calibration
+        gender = (outputs["gender"] / fit.gender_temperature).softmax(1) if "gender" in outputs else None
+        race = (outputs["race"] / fit.race_temperature).softmax(1) if "race" in outputs else None
+        return Predictions(age, low, high, gender, race)
 
     def predict(self, images: Tensor) -> Predictions:
         """Years and probabilities for uint8 images ``(batch, 3, height, width)``."""

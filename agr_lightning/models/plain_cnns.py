@@ -42,7 +42,7 @@ class TwoBranchCNN(nn.Module):
     """A short shared trunk, then convolutions and a dense layer for each task alone.
 
     Each block is convolution, ReLU, pooling and batch normalisation; a branch ends in its own dense layer over the
-    averaged map. 64 thousand shared parameters, and a million for each task.
+    averaged map. 20 thousand shared parameters, and a million for each task.
 
     Args:
         tasks: gets a branch each.

@@ -1,9 +1,9 @@
 """Weights from a file into a network."""
 
 import errno
+import logging
 import urllib.error
 from pathlib import Path
-from typing import cast
 
 import safetensors.torch
 import torch
@@ -15,8 +15,52 @@ from agr_lightning.labels import TASKS
 from agr_lightning.models.backbones import IMAGENET_WEIGHTS, BackboneName
 from agr_lightning.models.network import AGRNetwork
 
+_log = logging.getLogger(__name__)
+
 # How a checkpoint of this project names the network's tensors.
 NETWORK_PREFIX = "network."
+
+
+class Start:
+    """The weights that training starts from.
+
+    Args:
+        backbone: a name from ``BACKBONES``.
+        pretrained: whether to start from torchvision's ImageNet weights.
+        weights: file to start from; None for random weights.
+
+    Raises:
+        UserError: when both are asked for.
+    """
+
+    def __init__(self, backbone: BackboneName, pretrained: bool, weights: str | None) -> None:
+        if pretrained and weights is not None:
+            raise UserError(f"--model.pretrained true and --model.weights {weights} exclude each other.")
+        self._backbone, self._pretrained, self._weights = backbone, pretrained, weights
+        self._loaded = False
+
+    def fetch(self) -> None:
+        """Downloads what is not there yet: to be called in one process."""
+        if self._pretrained:
+            fetch_imagenet(self._backbone)
+
+    def skip(self) -> None:
+        """Loads nothing: the weights will come from a checkpoint."""
+        self._pretrained, self._loaded = False, True
+
+    def load(self, network: AGRNetwork) -> None:
+        """Loads them into a network, once, and says what was loaded.
+
+        Raises:
+            UserError: when they cannot be had, or do not fit the backbone.
+        """
+        if self._loaded:
+            return
+        if self._weights is not None:
+            _log.info(load_weights(network, Path(self._weights).expanduser()))
+        elif self._pretrained:
+            _log.info(load_imagenet(network, self._backbone))
+        self._loaded = True
 
 
 def read_torch_file(path: Path, option: str) -> dict[str, object]:
@@ -101,12 +145,14 @@ def load_imagenet(network: AGRNetwork, backbone: BackboneName) -> str:
 
 
 def _load_state(network: AGRNetwork, content: dict[str, object], source: str) -> str:
-    state = content
-    if isinstance(content.get("state_dict"), dict):
-        inner = cast(dict[str, object], content["state_dict"])
-        state = {
-            name.removeprefix(NETWORK_PREFIX): value for name, value in inner.items() if name.startswith(NETWORK_PREFIX)
+    state = content["state_dict"] if isinstance(content.get("state_dict"), dict) else content
+    assert isinstance(state, dict)
+    named = {str(name): value for name, value in state.items()}
+    if any(name.startswith(NETWORK_PREFIX) for name in named):
+        named = {
+            name.removeprefix(NETWORK_PREFIX): value for name, value in named.items() if name.startswith(NETWORK_PREFIX)
         }
+    state = {name.removeprefix("module."): value for name, value in named.items()}  # as DataParallel names them
     target = network.state_dict()
     if not any(name.startswith("backbone.") for name in state):
         state = {f"backbone.{name}": value for name, value in state.items()}
@@ -116,8 +162,8 @@ def _load_state(network: AGRNetwork, content: dict[str, object], source: str) ->
         if name.startswith("backbone.") and name not in fitting and not name.endswith("num_batches_tracked"):
             there = f"{_shape(tensors[name])} there and {_shape(target[name])} here" if name in tensors else "not there"
             raise UserError(
-                f"{source} does not fit: {name.removeprefix('backbone.')} is {there}. "
-                "Name the backbone and the image size that it was made for (--model.backbone, --data.image_size)."
+                f"{source} does not fit: {name.removeprefix('backbone.')} is {there}. Name the backbone, the image "
+                "size and the tasks that it was made for (--model.backbone, --data.image_size, --model.tasks)."
             )
     loaded = [task for task in network.tasks if all(n in fitting for n in target if n.startswith(f"heads.{task}."))]
     fitting = {n: value for n, value in fitting.items() if not n.startswith("heads.") or n.split(".")[1] in loaded}
@@ -136,8 +182,8 @@ def _left_out(network: AGRNetwork, tensors: dict[str, Tensor], fitting: dict[str
     reasons = []
     for task in heads:
         if task in network.tasks:
-            there, here = (len(side[f"heads.{task}.bias"]) for side in (tensors, network.state_dict()))
-            reasons.append(f"its head for {task} (of another age loss: {there} outputs there, {here} here)")
+            shapes = (_shape(side[f"heads.{task}.weight"]) for side in (tensors, network.state_dict()))
+            reasons.append(f"its head for {task} (another kind of head: {' there, '.join(shapes)} here)")
         else:
             reasons.append(f"its head for {task} (not among --model.tasks)")
     names = [name for name in tensors if name not in fitting and not name.startswith("heads.")]

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agr_lightning.costs import THROUGHPUT_BATCH, Cost, measure_costs
 from agr_lightning.errors import UserError
+from agr_lightning.evaluation.costs import THROUGHPUT_BATCH, Cost, measure_costs
+from agr_lightning.evaluation.results import RESULTS_FILE
 from agr_lightning.files import atomic_text, atomic_write
 from agr_lightning.labels import TASKS, Task
 from agr_lightning.models.network import AGRNetwork
-from agr_lightning.results import RESULTS_FILE
 
 # The smallest group that can be a run's worst.
 SMALLEST_GROUP = 30
@@ -84,27 +84,36 @@ def compare(runs: Sequence[str], output: str | None = None) -> str:
     tables = _by_test_set(rows)
     text = "\n\n".join(_markdown(members) for members in tables) + "\n"
     if folder is not None:
-        from agr_lightning.figures import draw_comparison
+        from agr_lightning.evaluation.comparison_plot import draw_comparison
 
         folder.mkdir(parents=True, exist_ok=True)
         atomic_text(folder / "comparison.md", text)
         atomic_text(folder / "comparison.csv", _csv([row for members in tables for row in members]))
-        with atomic_write(folder / "comparison.png") as file:
-            draw_comparison(tables).savefig(file, format="png", dpi=130)
+        if any(row.value(task) is not None for row in rows for task in TASKS):
+            with atomic_write(folder / "comparison.png") as file:
+                draw_comparison(tables).savefig(file, format="png", dpi=130)
     return text
 
 
 def _read(run: str) -> dict[str, Any]:
-    path = Path(run).expanduser()
-    path = path / RESULTS_FILE if path.is_dir() else path
+    named = Path(run).expanduser()
+    path = named / RESULTS_FILE if named.is_dir() else named
+    if not named.exists():
+        raise UserError(f"{run} does not exist; name run folders like lightning_logs/version_0.")
     if not path.is_file():
-        raise UserError(f"{run} has no {RESULTS_FILE}: test it first, with `test --ckpt_path {run}`.")
+        raise UserError(
+            f"{run} has no {RESULTS_FILE}: test its checkpoint with `test --ckpt_path {run}`, and compare the run "
+            "folder that this names."
+        )
     try:
         results = json.loads(path.read_text())
-        results["metrics"]["intervals"], results["groups"], results["test_set"], results["model"]["image_size"]
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
+        row = Row(run, run, results, Cost(0, 0, 0.0, 0.0, 0.0))
+        for task in TASKS:
+            row.value(task), row.interval(task), row.worst(task)
+        str(results["test_set"]), int(results["n"]), AGRNetwork(**results["model"])
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, UserError):
         raise UserError(
-            f"{path} is not a {RESULTS_FILE} of this version of the project: write it anew with `test --ckpt_path`."
+            f"{path} is not a {RESULTS_FILE} of this version of the project: test the run's checkpoint again."
         ) from None
     assert isinstance(results, dict)
     return results
@@ -154,19 +163,18 @@ def _rank(row: Row) -> tuple[float, ...]:
 
 def _markdown(rows: Sequence[Row]) -> str:
     results = rows[0].results
-    sizes = sorted({row.results["model"]["image_size"] for row in rows})
     lines = [
-        f"Test set `{results['test_set']}`, {results['n']:,} images; images of {', '.join(map(str, sizes))} pixels; "
-        f"95 % intervals; worst groups of at least {SMALLEST_GROUP} images; time on one core, of one image and in "
-        f"batches of {THROUGHPUT_BATCH}.",
+        f"Test set `{results['test_set']}`, {results['n']:,} images; 95 % intervals; worst groups of at least "
+        f"{SMALLEST_GROUP} images; time on one core, of one image and in batches of {THROUGHPUT_BATCH}.",
         "",
-        "| run | network | age MAE, years | gender | race | worst groups | parameters, M | multiply-adds, M | "
+        "| run | network | px | age MAE, years | gender | race | worst groups | parameters, M | multiply-adds, M | "
         "weights, MB | ms an image | images/s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         cost = row.cost
-        cells = [row.run, row.name, *(_figure(row, task) for task in TASKS), _worst(row)]
+        size = str(row.results["model"]["image_size"])
+        cells = [row.run, row.name, size, *(_figure(row, task) for task in TASKS), _worst(row)]
         cells += [f"{cost.parameters / 1e6:.2f}", f"{cost.multiply_adds / 1e6:,.0f}", f"{cost.megabytes:.1f}"]
         cells += [f"{cost.latency:.1f}", f"{cost.throughput:,.0f}"]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

@@ -1,0 +1,242 @@
+"""A table of predictions -> figures. Pure matplotlib; no model, no trainer."""
+
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from agr_lightning.evaluation.bootstrap import wilson
+from agr_lightning.evaluation.table import Table
+from agr_lightning.labels import AGE_BANDS, AGE_MAX, GENDERS, MISSING, RACES, age_band
+
+if TYPE_CHECKING:
+    pass
+
+# A map that reads the same in print and to colour-blind eyes.
+_SEQUENTIAL = "cividis"
+INK, ACCENT, QUIET = "#1b2a41", "#c0503a", "#9aa5b1"
+
+_CLASSES = {"gender": GENDERS, "race": RACES}
+
+# The panels of the figure by group.
+_BY_GROUP = {"age_mae": "age MAE (years)", "gender_acc": "gender errors (%)", "race_acc": "race errors (%)"}
+
+_GRID = (4, 8)
+FACES_SHOWN = _GRID[0] * _GRID[1]
+
+
+def draw_figures(
+    table: Table, results: dict[str, Any], faces: NDArray[np.uint8], mistakes: NDArray[np.uint8]
+) -> dict[str, Figure]:
+    """Every figure that the table allows, by file name without its ending.
+
+    Args:
+        table: labels and predictions of a test set.
+        results: what ``make_results`` made of it.
+        faces: images of ``sample_rows(table)``, RGB, uint8 ``(faces, height, width, 3)``.
+        mistakes: images of ``worst_rows(table)``, likewise.
+
+    Returns:
+        Figures for the tasks that have predictions and labels.
+    """
+    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        right = "Predicted (labelled); red: gender or race differs, or age by more than 10 years"
+        figures = {"sample_faces": _faces(table, sample_rows(table), faces, right)}
+        worst = worst_rows(table)
+        if len(worst):
+            figures["worst_mistakes"] = _faces(table, worst, mistakes, "The worst mistakes: predicted (labelled)")
+        if not np.isnan(table.predicted_age).all():
+            figures["age_predicted_vs_actual"] = _age_scatter(table)
+            figures["age_error_by_age"] = _age_error(table)
+        classified = {task: table.classifier(task) for task in _CLASSES}
+        for name, (probabilities, labels, known) in classified.items():
+            if known.any():
+                figures[f"confusion_{name}"] = _confusion(name, probabilities[known], labels[known], _CLASSES[name])
+        if any(known.any() for _, _, known in classified.values()):
+            figures["reliability"] = _reliability(results)
+        if any(results["metrics"][metric] is not None for metric in _BY_GROUP):
+            figures["error_by_group"] = _error_by_group(results)
+    return figures
+
+
+def sample_rows(table: Table) -> NDArray[np.int64]:
+    """Rows spread evenly over the table: neighbours in name order look alike."""
+    shown = min(FACES_SHOWN, len(table.age))
+    return np.arange(shown) * len(table.age) // max(shown, 1)
+
+
+def worst_rows(table: Table) -> NDArray[np.int64]:
+    """Rows of the worst mistakes: the largest age errors and the surest wrong classes, in turns."""
+    scores = [np.nan_to_num(np.abs(table.error()), nan=-1.0)]
+    for task in _CLASSES:
+        probabilities, _, known = table.classifier(task)
+        wrong = known & (table.hits(task) == 0)
+        scores.append(np.where(wrong, np.nan_to_num(probabilities).max(1), -1.0))
+    ranked = [[row for row in np.argsort(-score, kind="stable")[:FACES_SHOWN] if score[row] > 0] for score in scores]
+    turns = [row for rows in zip_longest(*ranked) for row in rows if row is not None]
+    return np.array(list(dict.fromkeys(turns))[:FACES_SHOWN], dtype=np.int64)
+
+
+def _confusion(
+    name: str, probabilities: NDArray[np.float64], labels: NDArray[np.int64], classes: tuple[str, ...]
+) -> Figure:
+    n = len(classes)
+    counts = np.bincount(labels * n + probabilities.argmax(1), minlength=n * n).reshape(n, n)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    figure = Figure(figsize=(1.0 * n + 2.0, 0.9 * n + 1.6), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap=_SEQUENTIAL, vmin=0, vmax=1)
+    for row in range(n):
+        for column in range(n):
+            dark = shares[row, column] < 0.55
+            text = f"{shares[row, column]:.0%}\n{counts[row, column]:,}"
+            axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize=9)
+    axes.set_xticks(range(n), classes)
+    axes.set_yticks(range(n), classes)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel(f"predicted {name}")
+    axes.set_ylabel(f"labelled {name}")
+    accuracy = np.trace(counts) / counts.sum()
+    figure.suptitle(f"{name.capitalize()}: accuracy {accuracy:.1%} (n = {counts.sum():,})", fontsize=11)
+    return figure
+
+
+def _age_scatter(table: Table) -> Figure:
+    error = np.abs(table.predicted_age - table.age)
+    top = max(AGE_MAX, float(np.nanmax(table.predicted_age)))
+    figure = Figure(figsize=(5.6, 5.2), layout="constrained")
+    axes = figure.subplots()
+    cells = axes.hexbin(
+        table.age, table.predicted_age, gridsize=40, extent=(0, top, 0, top), bins="log", mincnt=1, cmap=_SEQUENTIAL
+    )
+    axes.plot([0, top], [0, top], color=ACCENT, linewidth=1.2, label="predicted = labelled")
+    scale = figure.colorbar(cells, ax=axes, label="images", shrink=0.8, format="%d")
+    scale.ax.minorticks_off()
+    scale.set_ticks([2**k for k in range(16) if 2**k <= cells.norm.vmax])
+    axes.set_xlim(0, top)
+    axes.set_ylim(0, top)
+    axes.set_aspect("equal")
+    axes.set_xlabel("labelled age (years)")
+    axes.set_ylabel("predicted age (years)")
+    axes.legend(loc="upper left", frameon=False)
+    axes.set_title(f"Age: mean absolute error {np.nanmean(error):.2f} years (n = {len(error):,})", fontsize=11)
+    return figure
+
+
+def _age_error(table: Table) -> Figure:
+    error = table.predicted_age - table.age
+    bands = np.array([age_band(age) for age in table.age])
+    shown = [band for band in range(len(AGE_BANDS)) if (bands == band).any()]
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0, color=QUIET, linewidth=1)
+    axes.boxplot(
+        [error[bands == band] for band in shown],
+        whis=(5, 95),
+        showfliers=False,
+        widths=0.6,
+        patch_artist=True,
+        boxprops={"facecolor": "#cfd8e3", "edgecolor": INK},
+        medianprops={"color": ACCENT, "linewidth": 2},
+        whiskerprops={"color": INK},
+        capprops={"color": INK},
+    )
+    labels = [f"{AGE_BANDS[band]}\nn={(bands == band).sum():,}" for band in shown]
+    axes.set_xticks(range(1, len(shown) + 1), labels, fontsize=9)
+    axes.set_xlabel("labelled age (years)")
+    axes.set_ylabel("predicted minus labelled (years)")
+    axes.set_title("Age error by age: median, quartiles, 5 to 95 %", fontsize=11)
+    return figure
+
+
+def _faces(table: Table, rows: NDArray[np.int64], faces: NDArray[np.uint8], title: str) -> Figure:
+    lines, columns = _GRID
+    figure = Figure(figsize=(1.35 * columns, 1.85 * lines), layout="constrained")
+    for place, axes in enumerate(figure.subplots(lines, columns).flat):
+        axes.set_axis_off()
+        if place < len(faces):
+            axes.imshow(faces[place])
+            text, right = _caption(table, int(rows[place]))
+            axes.set_title(text, fontsize=7.5, color=INK if right else ACCENT, linespacing=1.25)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _reliability(results: dict[str, Any]) -> Figure:
+    tasks = [task for task in _CLASSES if results["calibration"][task] is not None]
+    figure = Figure(figsize=(4.4 * len(tasks), 4.2), layout="constrained")
+    for task, axes in zip(tasks, np.atleast_1d(figure.subplots(1, len(tasks))), strict=True):
+        found = results["calibration"][task]
+        axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, label="as sure as right")
+        for each in found["bins"]:
+            low, high = wilson(each["accuracy"], each["n"])
+            axes.plot([each["confidence"]] * 2, [low, high], color=INK, linewidth=1)
+        points = [(each["confidence"], each["accuracy"], each["n"]) for each in found["bins"]]
+        x, y, n = (np.array(column) for column in zip(*points, strict=True))
+        axes.scatter(x, y, s=12 + 180 * n / n.sum(), color=ACCENT, zorder=3, label="images (area: how many)")
+        least = 1 / len(_CLASSES[task])
+        axes.set_xlim(least - 0.02, 1.02)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xlabel("probability of the predicted class")
+        axes.set_ylabel("share that is right")
+        axes.legend(loc="upper left", frameon=False, fontsize=8, markerscale=0.5)
+        error = results["metrics"][f"{task}_ece"]
+        axes.set_title(f"{task.capitalize()}: calibration error {error:.1%}", fontsize=11)
+    return figure
+
+
+def _error_by_group(results: dict[str, Any]) -> Figure:
+    metrics = [metric for metric in _BY_GROUP if results["metrics"][metric] is not None]
+    groups = [group for group in results["groups"] if " x " not in group["attribute"]][::-1]
+    figure = Figure(figsize=(1.4 + 3.1 * len(metrics), 1.2 + 0.26 * len(groups)), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(metrics), sharey=True))
+    for metric, axes in zip(metrics, panels, strict=True):
+        share = metric != "age_mae"
+        axes.axvline(_as_error(results["metrics"][metric], share), color=QUIET, linewidth=1, linestyle="--")
+        for place, group in enumerate(groups):
+            if group[metric] is None:
+                continue
+            if group["intervals"][metric]:
+                ends = sorted(_as_error(end, share) for end in group["intervals"][metric])
+                axes.plot(ends, [place, place], color=INK, linewidth=1.4)
+            axes.plot(_as_error(group[metric], share), place, "o", color=ACCENT, markersize=5)
+        axes.set_xlabel(_BY_GROUP[metric])
+        axes.set_xlim(left=0)
+        axes.grid(axis="x", color="#e6e9ee", linewidth=0.8)
+        axes.set_axisbelow(True)
+    labels = [f"{group['value']}  (n={group['n']:,})" for group in groups]
+    panels[0].set_yticks(range(len(groups)), labels, fontsize=9)
+    previous = None
+    for place, group in enumerate(groups):
+        if previous not in (None, group["attribute"]):
+            for axes in panels:
+                axes.axhline(place - 0.5, color=QUIET, linewidth=0.6)
+        previous = group["attribute"]
+    figure.suptitle("Error by group, 95 % intervals; dashed: all images", fontsize=11)
+    return figure
+
+
+def _as_error(value: float, share: bool) -> float:
+    return 100 * (1 - value) if share else value
+
+
+def _caption(table: Table, row: int) -> tuple[str, bool]:
+    """What to write above a face, and whether the prediction is right."""
+    lines, right = [], True
+    age = table.predicted_age[row]
+    if not np.isnan(age):
+        lines.append(f"{age:.0f} ({table.age[row]:.0f})")
+        right &= bool(abs(age - table.age[row]) <= 10)
+    for probabilities, labels, classes in (
+        (table.gender_probabilities, table.gender, GENDERS),
+        (table.race_probabilities, table.race, RACES),
+    ):
+        if np.isnan(probabilities[row]).any():
+            continue
+        guess, label = int(probabilities[row].argmax()), int(labels[row])
+        lines.append(f"{classes[guess]} ({classes[label] if label != MISSING else '?'})")
+        right &= label in (guess, MISSING)
+    return "\n".join(lines), right

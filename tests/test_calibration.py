@@ -1,0 +1,122 @@
+"""What is fitted on validation predictions, and how the network applies it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from agr_lightning.evaluation.calibration import (
+    careful_threshold,
+    fit_age_intervals,
+    fit_calibration,
+    fit_temperature,
+)
+from agr_lightning.evaluation.table import Table
+from agr_lightning.labels import MISSING
+from agr_lightning.models.calibration import Calibration
+from agr_lightning.models.network import AGRNetwork
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    e = np.exp(logits - logits.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_the_temperature_of_overconfident_logits_is_found(temperature: float) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (20_000, 5))
+    labels = np.array([rng.choice(5, p=p) for p in _softmax(logits)])
+    assert fit_temperature(_softmax(logits * temperature), labels) == pytest.approx(temperature, rel=0.05)
+
+
+def test_a_temperature_that_cannot_be_fitted_is_one() -> None:
+    p = np.full((4, 2), 0.5)
+    assert fit_temperature(p, np.full(4, MISSING)) == 1 and fit_temperature(p, np.zeros(4, np.int64)) == 1
+    assert fit_temperature(np.full((4, 2), np.nan), np.array([0, 1, 0, 1])) == 1
+    # Certainty that is always right stays finite.
+    assert math.isfinite(fit_temperature(np.eye(2)[[0, 1, 0, 1]], np.array([0, 1, 0, 1])))
+
+
+def _apply(edges: np.ndarray, low: np.ndarray, high: np.ndarray, years: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    calibration = Calibration()
+    for name, value in (("age_edges", edges), ("age_low", low), ("age_high", high)):
+        getattr(calibration, name).copy_(torch.tensor(value))
+    ends = calibration.age_interval(torch.tensor(years, dtype=torch.float32))
+    return ends[0].numpy(), ends[1].numpy()
+
+
+def test_intervals_cover_new_faces_at_every_age() -> None:
+    rng = np.random.default_rng(0)
+
+    def draw(n: int) -> tuple[np.ndarray, np.ndarray]:
+        predicted = rng.uniform(0, 80, n)
+        # The older, the less certain, and too low on average.
+        return predicted, np.maximum(predicted + rng.normal(0.05 * predicted, 1 + predicted / 10), 0)
+
+    edges, low, high = fit_age_intervals(*draw(2000))
+    predicted, age = draw(20_000)
+    ends = _apply(edges, low, high, predicted)
+    covered = (ends[0] <= age) & (age <= ends[1])
+    assert covered.mean() == pytest.approx(0.81, abs=0.03)
+    for start in (0, 20, 40, 60):
+        members = (predicted >= start) & (predicted < start + 20)
+        assert covered[members].mean() == pytest.approx(0.81, abs=0.06)
+    width = ends[1] - ends[0]
+    assert width[predicted > 60].mean() > 3 * width[predicted < 10].mean() and (ends[0] >= 0).all()
+
+
+def test_intervals_cover_at_least_as_often_as_they_say_from_few_images() -> None:
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(2000):
+        predicted, age = np.full(21, 30.0), 30 + rng.standard_t(3, 21)
+        low, high = _apply(*fit_age_intervals(predicted[1:], age[1:]), predicted[:1])
+        covered.append(low[0] <= age[0] <= high[0])
+    assert 0.79 <= np.mean(covered) <= 0.92  # 19 of 21: the smallest whole number of ranks is (n + 1) * 0.9
+
+
+def test_too_few_images_give_no_interval() -> None:
+    edges, low, high = fit_age_intervals(np.full(8, 30.0), np.full(8, 31.0))
+    assert np.isnan(low).all() and np.isnan(high).all() and np.isinf(edges).all()
+    assert np.isnan(fit_age_intervals(np.full(50, np.nan), np.full(50, 31.0))[1]).all()
+    # Nine are enough for a tenth in each tail; a bin that equal predictions leave empty borrows.
+    assert not np.isnan(fit_age_intervals(np.full(9, 30.0), np.arange(9.0))[1]).any()
+    assert not np.isnan(fit_age_intervals(np.full(900, 30.0), np.arange(900.0) / 9)[1]).any()
+
+
+def test_the_careful_threshold_misses_one_minor_in_a_hundred() -> None:
+    predicted = np.arange(200.0) / 10
+    threshold = careful_threshold(np.append(predicted, 90.0), np.append(np.full(200, 10.0), 60.0))
+    assert (predicted >= threshold).sum() == 2
+    assert careful_threshold(predicted[:99], np.full(99, 17.0)) > predicted[98]  # of fewer than 100, none
+    assert math.isnan(careful_threshold(predicted, np.full(200, 18.0)))
+
+
+def test_the_network_applies_what_was_fitted() -> None:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    network = AGRNetwork().eval()
+    images = torch.randint(0, 256, (6, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        before, outputs = network.predict(images), network(images)
+    assert before.age_low is not None and before.age_low.isnan().all()
+    n = 300
+    table = Table(
+        *(np.arange(n), np.full(n, 40.0) + rng.normal(0, 5, n), rng.integers(0, 2, n), rng.integers(0, 5, n)),
+        *(np.full(n, 40.0), np.full(n, np.nan), np.full(n, np.nan)),
+        *(_softmax(rng.normal(0, 1, (n, 2))), _softmax(rng.normal(0, 1, (n, 5)))),
+    )
+    network.calibration.load_state_dict(fit_calibration(table))
+    with torch.no_grad():
+        after = network.predict(images)
+    assert after.age is not None and after.age_low is not None and after.age_high is not None
+    assert (after.age_low < after.age).all() and (after.age < after.age_high).all()
+    assert after.race is not None and before.race is not None
+    scaled = (outputs["race"] / network.calibration.race_temperature).softmax(1)
+    assert torch.allclose(after.race, scaled) and not torch.allclose(after.race, before.race)
+    network.calibration.reset()
+    with torch.no_grad():
+        again = network.predict(images)
+    assert again.race is not None and torch.equal(again.race, before.race)
