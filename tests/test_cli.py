@@ -160,6 +160,26 @@ def test_checkpoints_that_are_none(run: Run, here: Path, trained: Path) -> None:
     assert not (here / "lightning_logs").exists()
 
 
+def test_a_checkpoint_is_not_used_as_another_network(run: Run, here: Path) -> None:
+    options = ("--data.synthetic", "120", "--trainer.max_steps", "1", "--test_after_fit", "false")
+    assert run("fit", *FAST, *options, "--model.backbone", "plain_cnn", "--model.tasks", "[age, race]")[0] == 0
+    for name, value, held in (
+        ("model.backbone", "agr_cnn", "plain_cnn"),
+        ("model.tasks", "[age]", "[age, race]"),
+        ("model.tasks", "[gender, age, race]", "[age, race]"),
+        ("model.age_loss", "coral", "l1"),
+        ("model.loss_weighting", "uncertainty", "fixed"),
+        ("data.image_size", "48", "32"),
+        ("data.grayscale", "true", "False"),
+    ):
+        code, _, err = run("test", *FAST[2:], "--ckpt_path", "last", f"--{name}", value)
+        assert code == 1 and f"was trained with --{name} {held}, not " in err, err
+        assert f"leave --{name} out" in err and len(err.strip().splitlines()) == 1
+    for name, value in (("model.tasks", "[race, age]"), ("model.age_loss", "mse"), ("data.batch_size", "8")):
+        code, _, err = run("test", *FAST[2:], "--ckpt_path", "last", f"--{name}", value)
+        assert code == 0, err
+
+
 def test_a_full_disk_is_one_line(run: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")

@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
 
 from agr_lightning.callbacks.run_folder import run_folder
 from agr_lightning.data.datamodule import UTKFaceDataModule
@@ -66,7 +67,7 @@ class TestReport(lightning.Callback):
     def _draw(
         self, trainer: lightning.Trainer, data: UTKFaceDataModule, table: Table, results: dict[str, Json], path: Path
     ) -> None:
-        from agr_lightning.evaluation.figures import draw_figures, sample_rows, worst_rows
+        from agr_lightning.evaluation.figures import draw_figures, render, sample_rows, worst_rows
 
         faces, mistakes = (
             data.faces("test", table.place[rows(table)].tolist()).permute(0, 2, 3, 1).numpy()
@@ -76,11 +77,12 @@ class TestReport(lightning.Callback):
         folder = path / FIGURES_FOLDER
         folder.mkdir(exist_ok=True)
         for name, figure in figures.items():
+            pixels = render(figure)
             with atomic_write(folder / f"{name}.png") as file:
-                figure.savefig(file, format="png", dpi=130)
+                Image.fromarray(pixels).save(file, "PNG")
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_figure(f"test/{name}", figure, trainer.global_step)
+                    logger.experiment.add_image(f"test/{name}", pixels, trainer.global_step, dataformats="HWC")
 
 
 def summary(results: dict[str, Json]) -> str:
