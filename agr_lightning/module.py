@@ -68,8 +68,8 @@ class AGRModule(lightning.LightningModule):
         lr_scheduler_interval: when that schedule takes a step: after each epoch, or after each training step.
         compile: let torch.compile make the training steps faster; it takes a minute first, for each image size, so
             it pays in long runs.
-        image_size: side of the images, pixels; the command line takes it from the data options.
-        grayscale: leave the colour of the images out; the command line takes it from the data options.
+        input_size: side of the images, pixels; the command line takes it from --data.image_size.
+        grayscale: leave the colour of the images out; the command line takes it from --data.grayscale.
 
     Raises:
         UserError: for values that cannot work.
@@ -96,7 +96,8 @@ class AGRModule(lightning.LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
         compile: bool = False,
-        image_size: int = 128,
+        # Not image_size, as the data module says: Lightning takes two values of one name for a mistake.
+        input_size: int = 128,
         grayscale: bool = False,
     ) -> None:
         super().__init__()
@@ -127,7 +128,7 @@ class AGRModule(lightning.LightningModule):
             "dropout": dropout,
             "age_head": head_for(age_loss, age_readout),
             "age_readout": age_readout or "mean",
-            "image_size": image_size,
+            "image_size": input_size,
             "grayscale": grayscale,
         }
         self.network = AGRNetwork(**self.network_options)  # type: ignore[arg-type]

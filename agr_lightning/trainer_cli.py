@@ -60,8 +60,8 @@ class AGRCommandLine(LightningCLI):
         return {cls.command: LightningCLI.subcommands()[cls.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        for name in ("image_size", "grayscale"):
-            parser.link_arguments(f"data.{name}", f"model.{name}")
+        parser.link_arguments("data.image_size", "model.input_size")
+        parser.link_arguments("data.grayscale", "model.grayscale")
         if self.command == "fit":
             parser.add_argument(
                 "--test_after_fit",

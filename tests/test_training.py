@@ -10,6 +10,7 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agr_lightning.data.datamodule import UTKFaceDataModule
@@ -338,3 +339,16 @@ def test_two_processes_fail_with_one_line(here: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.strip().startswith("error: --data.root nowhere does not exist")
     assert "Traceback" not in done.stderr and not list(here.iterdir())
+
+
+def test_module_and_data_of_different_sizes_train_together_under_a_logger(here: Path) -> None:
+    data = UTKFaceDataModule(synthetic=120, image_size=48, batch_size=16, num_workers=0)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_steps=2,
+        limit_val_batches=0,
+        logger=TensorBoardLogger(here),
+        enable_progress_bar=False,
+    )
+    trainer.fit(AGRModule(), data)
+    assert trainer.global_step == 2
