@@ -17,6 +17,10 @@ AGE_MIN, AGE_MAX = 0, 116
 GENDERS = ("male", "female")
 RACES = ("white", "black", "asian", "indian", "others")
 
+# The tasks that choose a class, with the classes in the order of their codes.
+ClassTask = Literal["gender", "race"]
+CLASSES: dict[ClassTask, tuple[str, ...]] = {"gender": GENDERS, "race": RACES}
+
 # The value that stands for "no label" in every integer label tensor.
 MISSING = -1
 

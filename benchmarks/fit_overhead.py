@@ -18,7 +18,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from measure import USE_STOPWATCH, Stopwatch, in_turns, machine, per_second, quietly, show, silence, wait_for_device
 from torch import Tensor
-from torch.optim.lr_scheduler import OneCycleLR
 
 from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.data.dataset import Batch
@@ -94,12 +93,8 @@ def bare(chosen: argparse.Namespace, size: int, batch_size: int, steps: int, one
     data.setup("fit")
     module = AGRModule(chosen.backbone)
     network = module.network.to(device).train()
-    groups = [
-        {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": 0.05},
-        {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=2e-3, fused=True)
-    schedule = OneCycleLR(optimizer, 2e-3, total_steps=steps + 1, pct_start=0.25)
+    plan: Any = module.optimization.configure(module, network.backbone, total_steps=steps + 1, fused=True)
+    optimizer, schedule = plan["optimizer"], plan["lr_scheduler"]["scheduler"]
     dtype = torch.float16 if chosen.precision == "16-mixed" else torch.bfloat16
     scaler = torch.amp.GradScaler(device.type, enabled=chosen.precision == "16-mixed")
     forward = torch.compile(network) if chosen.compile else network

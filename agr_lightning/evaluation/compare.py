@@ -72,14 +72,15 @@ def compare(runs: Sequence[str], output: str | None = None) -> str:
     Raises:
         UserError: when a run has no results that can be read.
     """
-    found = [_read(run) for run in runs]
+    networks: dict[str, AGRNetwork] = {}
+    found = [_read(run, networks) for run in runs]
     folder = None if output is None else Path(output).expanduser()
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UserError(f"--output {output} is a file; name a folder.")
     names = _names(runs, found)
     rows = [
         Row(run, name, results, cost)
-        for run, name, results, cost in zip(runs, names, found, _costs(found), strict=True)
+        for run, name, results, cost in zip(runs, names, found, _costs(found, networks), strict=True)
     ]
     tables = _by_test_set(rows)
     text = "\n\n".join(_markdown(members) for members in tables) + "\n"
@@ -95,7 +96,8 @@ def compare(runs: Sequence[str], output: str | None = None) -> str:
     return text
 
 
-def _read(run: str) -> dict[str, Any]:
+def _read(run: str, networks: dict[str, AGRNetwork]) -> dict[str, Any]:
+    """A run's results, whose network joins the others unless there is one like it."""
     named = Path(run).expanduser()
     path = named / RESULTS_FILE if named.is_dir() else named
     if not named.exists():
@@ -110,7 +112,9 @@ def _read(run: str) -> dict[str, Any]:
         row = Row(run, run, results, Cost(0, 0, 0.0, 0.0, 0.0))
         for task in TASKS:
             row.value(task), row.interval(task), row.worst(task)
-        str(results["test_set"]), int(results["n"]), AGRNetwork(**results["model"])
+        str(results["test_set"]), int(results["n"]), int(results["model"]["image_size"])
+        if _kind(results) not in networks:
+            networks[_kind(results)] = AGRNetwork(**results["model"])
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, UserError):
         raise UserError(
             f"{path} is not a {RESULTS_FILE} of this version of the project: test the run's checkpoint again."
@@ -137,15 +141,16 @@ def _run_name(run: str) -> str:
     return path.name if path.name != "version_0" else f"{path.parent.parent.name}/{path.name}"
 
 
-def _costs(found: Sequence[dict[str, Any]]) -> list[Cost]:
-    """Of each run's network, built anew from what results.json says of it; equal ones are measured once."""
-    kinds = [json.dumps(results["model"], sort_keys=True) for results in found]
-    networks = []
-    for kind in dict.fromkeys(kinds):
-        model = json.loads(kind)
-        networks.append((AGRNetwork(**model), int(model["image_size"])))
-    costs = dict(zip(dict.fromkeys(kinds), measure_costs(networks), strict=True))
-    return [costs[kind] for kind in kinds]
+def _kind(results: dict[str, Any]) -> str:
+    """The same for equal networks."""
+    return json.dumps(results["model"], sort_keys=True)
+
+
+def _costs(found: Sequence[dict[str, Any]], networks: dict[str, AGRNetwork]) -> list[Cost]:
+    """Of each run's network; equal ones are measured once."""
+    sizes = {_kind(results): int(results["model"]["image_size"]) for results in found}
+    costs = dict(zip(sizes, measure_costs([(networks[kind], size) for kind, size in sizes.items()]), strict=True))
+    return [costs[_kind(results)] for results in found]
 
 
 def _by_test_set(rows: Sequence[Row]) -> list[list[Row]]:

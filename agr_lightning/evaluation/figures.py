@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from agr_lightning.evaluation.bootstrap import wilson
 from agr_lightning.evaluation.table import Table
-from agr_lightning.labels import AGE_BANDS, AGE_MAX, GENDERS, MISSING, RACES, age_band
+from agr_lightning.labels import AGE_BANDS, AGE_MAX, CLASSES, GENDERS, MISSING, RACES, age_band
 
 if TYPE_CHECKING:
     pass
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 # A map that reads the same in print and to colour-blind eyes.
 _SEQUENTIAL = "cividis"
 INK, ACCENT, QUIET = "#1b2a41", "#c0503a", "#9aa5b1"
-
-_CLASSES = {"gender": GENDERS, "race": RACES}
 
 # The panels of the figure by group.
 _BY_GROUP = {"age_mae": "age MAE (years)", "gender_acc": "gender errors (%)", "race_acc": "race errors (%)"}
@@ -53,10 +51,10 @@ def draw_figures(
         if not np.isnan(table.predicted_age).all():
             figures["age_predicted_vs_actual"] = _age_scatter(table)
             figures["age_error_by_age"] = _age_error(table)
-        classified = {task: table.classifier(task) for task in _CLASSES}
+        classified = {task: table.classifier(task) for task in CLASSES}
         for name, (probabilities, labels, known) in classified.items():
             if known.any():
-                figures[f"confusion_{name}"] = _confusion(name, probabilities[known], labels[known], _CLASSES[name])
+                figures[f"confusion_{name}"] = _confusion(name, probabilities[known], labels[known], CLASSES[name])
         if any(known.any() for _, _, known in classified.values()):
             figures["reliability"] = _reliability(results)
         if any(results["metrics"][metric] is not None for metric in _BY_GROUP):
@@ -81,7 +79,7 @@ def sample_rows(table: Table) -> NDArray[np.int64]:
 def worst_rows(table: Table) -> NDArray[np.int64]:
     """Rows of the worst mistakes: the largest age errors and the surest wrong classes, in turns."""
     scores = [np.nan_to_num(np.abs(table.error()), nan=-1.0)]
-    for task in _CLASSES:
+    for task in CLASSES:
         probabilities, _, known = table.classifier(task)
         wrong = known & (table.hits(task) == 0)
         scores.append(np.where(wrong, np.nan_to_num(probabilities).max(1), -1.0))
@@ -115,7 +113,7 @@ def _confusion(
 
 
 def _age_scatter(table: Table) -> Figure:
-    error = np.abs(table.predicted_age - table.age)
+    error = np.abs(table.error())
     top = max(AGE_MAX, float(np.nanmax(table.predicted_age)))
     figure = Figure(figsize=(5.6, 5.2), layout="constrained")
     axes = figure.subplots()
@@ -137,7 +135,7 @@ def _age_scatter(table: Table) -> Figure:
 
 
 def _age_error(table: Table) -> Figure:
-    error = table.predicted_age - table.age
+    error = table.error()
     bands = np.array([age_band(age) for age in table.age])
     shown = [band for band in range(len(AGE_BANDS)) if (bands == band).any()]
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
@@ -183,7 +181,7 @@ def _faces(table: Table, rows: NDArray[np.int64], faces: NDArray[np.uint8], titl
 
 
 def _reliability(results: dict[str, Any]) -> Figure:
-    tasks = [task for task in _CLASSES if results["calibration"][task] is not None]
+    tasks = [task for task in CLASSES if results["calibration"][task] is not None]
     figure = Figure(figsize=(4.4 * len(tasks), 4.2), layout="constrained")
     for task, axes in zip(tasks, np.atleast_1d(figure.subplots(1, len(tasks))), strict=True):
         found = results["calibration"][task]
@@ -194,7 +192,7 @@ def _reliability(results: dict[str, Any]) -> Figure:
         points = [(each["confidence"], each["accuracy"], each["n"]) for each in found["bins"]]
         x, y, n = (np.array(column) for column in zip(*points, strict=True))
         axes.scatter(x, y, s=12 + 180 * n / n.sum(), color=ACCENT, zorder=3, label="images (area: how many)")
-        least = 1 / len(_CLASSES[task])
+        least = 1 / len(CLASSES[task])
         axes.set_xlim(least - 0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
         axes.set_xlabel("probability of the predicted class")

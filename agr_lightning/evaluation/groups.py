@@ -64,12 +64,11 @@ def _split(attribute: str, codes: NDArray[np.int64], values: tuple[str, ...]) ->
 
 def group_columns(table: Table, groups: list[Group]) -> dict[Hashable, Column]:
     """The columns of which groups' figures are means, by attribute, value and metric."""
-    error = table.error()
-    per_sample = {"age_mae": np.abs(error), "age_bias": error, "age_coverage": table.covered()}
-    per_sample |= {"gender_acc": table.hits("gender"), "race_acc": table.hits("race")}
+    per_sample = table.per_sample()
     columns: dict[Hashable, Column] = {}
     for group in groups:
-        for metric, values in per_sample.items():
+        for metric in GROUP_METRICS:
+            values = per_sample[metric]
             known = group.rows[~np.isnan(values[group.rows])]
             columns[(*group.name, metric)] = Column(known, values[known])
     return columns

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,7 +21,7 @@ from agr_lightning.evaluation.groups import (
 )
 from agr_lightning.evaluation.table import Table
 from agr_lightning.files import Json
-from agr_lightning.labels import GENDERS, RACES
+from agr_lightning.labels import CLASSES, ClassTask
 from agr_lightning.models.calibration import ADULT, AGE_INTERVAL_LEVEL
 
 RESULTS_FILE = "results.json"
@@ -31,7 +31,6 @@ METRICS = ("age_mae", "age_cs5", "gender_acc", "race_acc")
 # Bins of confidence in which calibration is measured.
 CONFIDENCE_BINS = 15
 
-_CLASSES = {"gender": GENDERS, "race": RACES}
 _SHARES = ("age_cs5", "gender_acc", "race_acc", "age_coverage")
 
 
@@ -71,8 +70,8 @@ def make_results(table: Table, samples: Samples, facts: RunFacts) -> dict[str, J
         "n": len(chosen),
         "metrics": {**metrics, "intervals": intervals},
         "reasons": _reasons(table, metrics),
-        "classes": {task: _classes(table, task) for task in _CLASSES},
-        "calibration": {task: _reliability(table, task, facts.temperatures[task]) for task in _CLASSES},
+        "classes": {task: _classes(table, task) for task in CLASSES},
+        "calibration": {task: _reliability(table, task, facts.temperatures[task]) for task in CLASSES},
         "age_interval": _age_interval(table, metrics, intervals),
         "minors": _minors(table, facts.adult_threshold),
         "smallest_group": SMALLEST_GROUP,
@@ -94,17 +93,10 @@ def make_results(table: Table, samples: Samples, facts: RunFacts) -> dict[str, J
 
 def _columns(table: Table) -> dict[Hashable, Column]:
     """The columns from whose sums the metrics are computed."""
-    error = table.error()
-    columns: dict[Hashable, Column] = {
-        "age_mae": Column.known(np.abs(error)),
-        "age_bias": Column.known(error),
-        "age_squared": Column.known(error**2),
-        "age_cs5": Column.known(np.where(np.isnan(error), np.nan, np.abs(error) <= 5)),
-        "age_coverage": Column.known(table.covered()),
-    }
-    for task, classes in _CLASSES.items():
+    columns: dict[Hashable, Column] = {name: Column.known(values) for name, values in table.per_sample().items()}
+    columns["age_squared"] = Column.known(table.error() ** 2)
+    for task, classes in CLASSES.items():
         hits = table.hits(task)
-        columns[f"{task}_acc"] = Column.known(hits)
         probabilities, labels, known = table.classifier(task)
         for code in range(len(classes)):
             columns[task, "class", code] = Column.known(hits, labels == code)
@@ -128,19 +120,14 @@ def _metrics(
         {key: np.array([float(len(column.rows))]) for key, column in columns.items()},
     )
     formulas: dict[str, Callable[[Resampled], NDArray[np.float64]]] = {
-        "age_mae": lambda sums: sums.means("age_mae"),
-        "age_rmse": lambda sums: np.sqrt(sums.means("age_squared")),
-        "age_bias": lambda sums: sums.means("age_bias"),
-        "age_cs5": lambda sums: sums.means("age_cs5"),
-        "age_coverage": lambda sums: sums.means("age_coverage"),
+        name: partial(Resampled.means, key=name)
+        for name in ("age_mae", "age_bias", "age_cs5", "age_coverage", "gender_acc", "race_acc")
     }
-    for task, classes in _CLASSES.items():
+    formulas["age_rmse"] = lambda sums: np.sqrt(sums.means("age_squared"))
+    for task, classes in CLASSES.items():
         keys = [(task, "class", code) for code in range(len(classes)) if len(columns[task, "class", code].rows)]
-        formulas |= {
-            f"{task}_acc": partial(Resampled.means, key=f"{task}_acc"),
-            f"{task}_balanced_acc": partial(_balanced, keys=keys),
-            f"{task}_ece": partial(_calibration_error, task=task),
-        }
+        formulas[f"{task}_balanced_acc"] = partial(_balanced, keys=keys)
+        formulas[f"{task}_ece"] = partial(_calibration_error, task=task)
     metrics: dict[str, Json] = {}
     intervals: dict[str, Json] = {}
     for name, formula in formulas.items():
@@ -156,7 +143,7 @@ def _metrics(
     return metrics, intervals
 
 
-def _balanced(sums: Resampled, keys: list[tuple[str, str, int]]) -> NDArray[np.float64]:
+def _balanced(sums: Resampled, keys: Sequence[Hashable]) -> NDArray[np.float64]:
     """The mean of the classes' recalls, over the classes that have samples."""
     recalls = np.stack([sums.means(key) for key in keys]) if keys else np.full((1, 1), np.nan)
     known = ~np.isnan(recalls)
@@ -196,15 +183,15 @@ def _reasons(table: Table, metrics: dict[str, Json]) -> dict[str, Json]:
 # ---------------------------------------------------------------------- classes, calibration, intervals, minors
 
 
-def _classes(table: Table, task: str) -> Json:
+def _classes(table: Table, task: ClassTask) -> Json:
     """Counts of labelled against predicted classes, and precision, recall and F1 of each class."""
     probabilities, labels, known = table.classifier(task)
     if not known.any():
         return None
-    n = len(_CLASSES[task])
+    n = len(CLASSES[task])
     counts = np.bincount(labels[known] * n + probabilities[known].argmax(1), minlength=n * n).reshape(n, n)
     classes: list[Json] = []
-    for code, name in enumerate(_CLASSES[task]):
+    for code, name in enumerate(CLASSES[task]):
         right, labelled, predicted = int(counts[code, code]), int(counts[code].sum()), int(counts[:, code].sum())
         classes.append(
             {
@@ -218,7 +205,7 @@ def _classes(table: Table, task: str) -> Json:
     return {"classes": classes, "confusion": [[int(count) for count in row] for row in counts]}
 
 
-def _reliability(table: Table, task: str, temperature: float) -> Json:
+def _reliability(table: Table, task: ClassTask, temperature: float) -> Json:
     """How often the classifier is right where it is so and so sure."""
     probabilities, _, known = table.classifier(task)
     if not known.any():

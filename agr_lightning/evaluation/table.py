@@ -54,6 +54,18 @@ class Table(NamedTuple):
         probabilities, labels, known = self.classifier(task)
         return np.where(known, np.nan_to_num(probabilities).argmax(1) == labels, np.nan)
 
+    def per_sample(self) -> dict[str, NDArray[np.float64]]:
+        """The metrics that are means over samples: a value for each sample, NaN where it is unknown."""
+        error = self.error()
+        return {
+            "age_mae": np.abs(error),
+            "age_bias": error,
+            "age_cs5": np.where(np.isnan(error), np.nan, np.abs(error) <= 5),
+            "age_coverage": self.covered(),
+            "gender_acc": self.hits("gender"),
+            "race_acc": self.hits("race"),
+        }
+
     def error(self) -> NDArray[np.float64]:
         """Predicted minus labelled age, years; NaN where there is no prediction."""
         return self.predicted_age - self.age

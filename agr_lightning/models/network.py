@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from agr_lightning.labels import GENDERS, RACES, TASKS, Task, check_tasks
+from agr_lightning.labels import CLASSES, TASKS, Task, check_tasks
 from agr_lightning.models.age import AgeHead, AgeHeadName, AgeReadout, build_age_head
 from agr_lightning.models.backbones import BackboneName, build_backbone
 from agr_lightning.models.calibration import Calibration
@@ -84,7 +84,7 @@ class AGRNetwork(nn.Module):
         self.heads = nn.ModuleDict()
         if "age" in self.tasks:
             self.heads["age"] = build_age_head(age_head, features, age_readout)
-        for task, classes in (("gender", GENDERS), ("race", RACES)):
+        for task, classes in CLASSES.items():
             if task in self.tasks:
                 self.heads[task] = _class_head(features, len(classes))
         # As the images are: other weights would be turned around for every batch.
