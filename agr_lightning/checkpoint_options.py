@@ -5,7 +5,6 @@ from typing import Any, cast
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from agr_lightning.callbacks.splits import SPLITS_FOLDER
 from agr_lightning.checkpoints import CheckpointFacts, splits_of
 from agr_lightning.errors import UserError
 from agr_lightning.models.age import AGE_LOSSES
@@ -27,7 +26,7 @@ def options_of(facts: CheckpointFacts, given: Namespace, parser: LightningArgume
         stored.pop("data.root", None)
         if given.data.synthetic != facts.data.get("synthetic"):
             stored.pop("data.split", None)
-    lists = splits_of(facts.path, SPLITS_FOLDER)
+    lists = splits_of(facts.path)
     if lists is not None and "data.split" in stored:
         stored["data.split"] = str(lists)
     known = {action.dest for action in parser._actions}

@@ -12,9 +12,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from agr_lightning.errors import UserError
 from agr_lightning.files import Json, atomic_write
 from agr_lightning.models.weights import NETWORK_PREFIX, read_torch_file
+from agr_lightning.run_files import CHECKPOINTS_FOLDER, RUNS_FOLDER, SPLITS_FOLDER, run_of
 
-CHECKPOINTS_FOLDER = "checkpoints"
-RUNS_FOLDER = "lightning_logs"
 BEST, LAST = "best", "last"
 
 
@@ -46,7 +45,7 @@ def find_checkpoint(named: str, root: Path) -> Path:
     """
     if named in (BEST, LAST):
         runs = (root / RUNS_FOLDER).glob(f"version_*/{CHECKPOINTS_FOLDER}/{named}.ckpt")
-        numbered = {n: run for run in runs if (n := _number(run.parent.parent)) is not None}
+        numbered = {n: run for run in runs if (n := _number(run_of(run))) is not None}
         if not numbered:
             raise UserError(
                 f"--ckpt_path {named}: no run under {root / RUNS_FOLDER} has a {named}.ckpt. "
@@ -84,7 +83,7 @@ def read_facts(path: Path) -> CheckpointFacts:
 
 def run_number(checkpoint: Path, root: Path) -> int | None:
     """N, when a checkpoint lies in the run folder ``version_N`` under ``root``; None when elsewhere."""
-    run = checkpoint.resolve().parent.parent
+    run = run_of(checkpoint.resolve())
     return _number(run) if run.parent == (root / RUNS_FOLDER).resolve() else None
 
 
@@ -121,9 +120,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             file.write(content.getbuffer())
 
 
-def splits_of(checkpoint: Path, folder: str) -> Path | None:
+def splits_of(checkpoint: Path) -> Path | None:
     """The split lists of the run that a checkpoint lies in; None when it lies elsewhere."""
-    lists = checkpoint.parent.parent / folder
+    lists = run_of(checkpoint) / SPLITS_FOLDER
     return lists if (lists / "test.txt").is_file() else None
 
 

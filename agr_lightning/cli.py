@@ -21,6 +21,7 @@ COMMANDS = {
     "predict": "predict for a photo or a folder of face crops: predictions.csv",
     "audit": "say what is wrong with a data folder",
     "compare": "one table of tested runs: figures, groups, size and speed",
+    "report": "a page and a model card of a tested run: report.html, MODEL_CARD.md",
 }
 
 _PROGRAM = "python -m agr_lightning"
@@ -136,8 +137,27 @@ def _compare(options: list[str]) -> int:
     return 0
 
 
+def _report(options: list[str]) -> int:
+    parser = _Parser(
+        f"{_PROGRAM} report",
+        description="Writes a page that opens offline, report.html, and a model card, MODEL_CARD.md, into the folder "
+        "of a tested run: figures with intervals, groups, calibration, how it was trained, what it is for and not.",
+    )
+    parser.add_argument("run", metavar="RUN", help="run folder with a results.json, or that file")
+    parser.add_argument(
+        "--no_faces", action="store_true", help="leave the grids of photos out, for a page that can be passed on"
+    )
+    chosen = parser.parse_args(options)
+
+    from agr_lightning.evaluation.report import write_report
+
+    for path in write_report(chosen.run, faces=not chosen.no_faces):
+        print(path)
+    return 0
+
+
 # The commands that are not LightningCLI's.
-_PLAIN: dict[str, Callable[[list[str]], int]] = {"audit": _audit, "compare": _compare}
+_PLAIN: dict[str, Callable[[list[str]], int]] = {"audit": _audit, "compare": _compare, "report": _report}
 
 
 def _fail(message: str, code: int = 1) -> int:

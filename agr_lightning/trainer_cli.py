@@ -21,12 +21,11 @@ from agr_lightning.callbacks.predictions import PredictionWriter
 from agr_lightning.callbacks.run_folder import run_folder
 from agr_lightning.callbacks.splits import SplitWriter
 from agr_lightning.callbacks.test_report import TestReport
+from agr_lightning.callbacks.training_curves import TrainingCurves
 from agr_lightning.checkpoint_options import check_fit_together, options_of
 from agr_lightning.checkpoints import (
     BEST,
-    CHECKPOINTS_FOLDER,
     LAST,
-    RUNS_FOLDER,
     AtomicCheckpointIO,
     CheckpointFacts,
     find_checkpoint,
@@ -39,6 +38,7 @@ from agr_lightning.errors import UserError
 from agr_lightning.module import AGRModule
 from agr_lightning.optimization import NO_END
 from agr_lightning.parser import DESCRIPTIONS, OPTION_HELP, AGRArgumentParser
+from agr_lightning.run_files import CHECKPOINTS_FOLDER, CONFIG_FILE, RUNS_FOLDER
 from agr_lightning.terminal import speaking
 
 _log = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ class AGRCommandLine(LightningCLI):
             folder = Path(getattr(self.trainer.logger, "log_dir", None) or ".")
             last = folder / CHECKPOINTS_FOLDER / f"{LAST}.ckpt"
             if subcommand == "fit" and last.is_file():
-                config = _short(folder / "config.yaml")
+                config = _short(folder / CONFIG_FILE)
                 _log.info(f"Go on with   python -m agr_lightning fit --config {config} --ckpt_path {_short(last)}")
             raise KeyboardInterrupt from None
 
@@ -211,7 +211,7 @@ class RunConfig(SaveConfigCallback):
     """Saves config.yaml, from which the command can be repeated."""
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
-        super().__init__(parser, config.clone(), overwrite=True)
+        super().__init__(parser, config.clone(), config_filename=CONFIG_FILE, overwrite=True)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -284,7 +284,7 @@ def _callbacks(command: str) -> list[Callback]:
     checkpoints = ModelCheckpoint(
         monitor="val/loss", filename=BEST, save_last=True, enable_version_counter=False, auto_insert_metric_name=False
     )
-    return [Announcement(), checkpoints, SplitWriter(), TestReport(), Timer()]
+    return [Announcement(), checkpoints, SplitWriter(), TestReport(), Timer(), TrainingCurves()]
 
 
 def _short(path: str | Path) -> str:

@@ -39,8 +39,8 @@ def test_help_and_version(run: Run) -> None:
 def test_every_option_of_ours_has_a_sentence_and_a_default(run: Run, command: str) -> None:
     code, out, _ = run(command, "--help")
     assert code == 0
-    if command in ("audit", "compare"):
-        assert "--output" in out
+    if command in ("audit", "compare", "report"):
+        assert ("--no_faces" if command == "report" else "--output") in out
         return
     entries = [" ".join(entry.split()) for entry in re.split(r"^  (?=--)", out, flags=re.MULTILINE)]
     ours = [entry for entry in entries if re.match(r"--(data|model)\.[a-z_.]+ (?!CONFIG)", entry)]
@@ -109,6 +109,8 @@ MISTAKES = [
         "--data.image_size 16 is too small for agr_cnn, whose smallest is 32 pixels",
     ),
     (("compare", "nowhere"), "nowhere does not exist; name run folders"),
+    (("report", "nowhere"), "nowhere does not exist; name run folders"),
+    (("report",), "the following arguments are required: RUN"),
     (("compare", "a", "--outptu", "b"), "unrecognized arguments: --outptu b"),
     (("test", "--data.synthetic", "120"), "`test` needs weights: give --ckpt_path"),
     (("test", "--ckpt_path", "best"), "--ckpt_path best: no run under lightning_logs has a best.ckpt"),

@@ -10,7 +10,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Storeys from the ground up: a file imports from its own storey or from lower ones.
 STOREYS = [
-    ("errors", "files", "__init__"),
+    ("errors", "files", "run_files", "__init__"),
     ("labels",),
     ("models", "data"),
     ("evaluation", "metrics", "checkpoints", "audit"),

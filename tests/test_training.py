@@ -39,7 +39,12 @@ def test_a_run_folder_is_complete(trained: Path) -> None:
         *("splits/train.txt", "splits/val.txt", "splits/test.txt"),
         *("figures/confusion_gender.png", "figures/confusion_race.png", "figures/sample_faces.png"),
         *("figures/age_predicted_vs_actual.png", "figures/age_error_by_age.png"),
-        *("figures/worst_mistakes.png", "figures/reliability.png", "figures/error_by_group.png"),
+        *(
+            "figures/training_curves.png",
+            "figures/worst_mistakes.png",
+            "figures/reliability.png",
+            "figures/error_by_group.png",
+        ),
     } <= found
     assert not [name for name in found if "partial" in name]
     results = _results(trained)
@@ -68,7 +73,8 @@ def test_tensorboard_has_every_curve_and_figure(trained: Path) -> None:
     assert len(scalars["val/loss"]) == 8 and scalars["val/loss"][-1] < scalars["val/loss"][0]
     rates = scalars["train/learning_rate"]
     assert max(rates) > 5 * rates[0] and rates[-1] < 0.1 * max(rates)
-    assert {f"test/{figure.stem}" for figure in (trained / "figures").iterdir()} == images
+    names = {figure.stem for figure in (trained / "figures").iterdir()}
+    assert {f"{'fit' if name == 'training_curves' else 'test'}/{name}" for name in names} == images
     assert "_hparams_/session_start_info" in plugins and "_hparams_/experiment" in plugins
 
 

@@ -20,10 +20,9 @@ from agr_lightning.files import atomic_text
 from agr_lightning.labels import GENDERS, RACES
 from agr_lightning.models.network import Predictions
 from agr_lightning.module import AGRModule
+from agr_lightning.run_files import PREDICTIONS_FILE
 
 _log = logging.getLogger(__name__)
-
-PREDICTIONS_FILE = "predictions.csv"
 
 COLUMNS = (
     *("path", "face", "status", "x", "y", "width", "height"),

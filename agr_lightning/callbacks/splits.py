@@ -5,8 +5,7 @@ import lightning
 from agr_lightning.callbacks.run_folder import run_folder
 from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.data.splits import write_split
-
-SPLITS_FOLDER = "splits"
+from agr_lightning.run_files import SPLITS_FOLDER
 
 
 class SplitWriter(lightning.Callback):

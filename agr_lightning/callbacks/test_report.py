@@ -7,18 +7,18 @@ from pathlib import Path
 import lightning
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image
 
+from agr_lightning.callbacks.figures import save_figures
 from agr_lightning.callbacks.run_folder import run_folder
 from agr_lightning.data.datamodule import UTKFaceDataModule
-from agr_lightning.evaluation.results import METRICS, RESULTS_FILE, RunFacts, make_results
+from agr_lightning.evaluation.results import METRICS, RunFacts, make_results
 from agr_lightning.evaluation.table import Table
-from agr_lightning.files import Json, atomic_json, atomic_write
+from agr_lightning.evaluation.wording import WORDING, with_interval
+from agr_lightning.files import Json, atomic_json
 from agr_lightning.module import AGRModule
+from agr_lightning.run_files import RESULTS_FILE
 
 _log = logging.getLogger(__name__)
-
-FIGURES_FOLDER = "figures"
 
 
 class TestReport(lightning.Callback):
@@ -67,40 +67,24 @@ class TestReport(lightning.Callback):
     def _draw(
         self, trainer: lightning.Trainer, data: UTKFaceDataModule, table: Table, results: dict[str, Json], path: Path
     ) -> None:
-        from agr_lightning.evaluation.figures import draw_figures, render, sample_rows, worst_rows
+        from agr_lightning.evaluation.figures import draw_figures, sample_rows, worst_rows
 
         faces, mistakes = (
             data.faces("test", table.place[rows(table)].tolist()).permute(0, 2, 3, 1).numpy()
             for rows in (sample_rows, worst_rows)
         )
-        figures = draw_figures(table, results, faces, mistakes)
-        folder = path / FIGURES_FOLDER
-        folder.mkdir(exist_ok=True)
-        for name, figure in figures.items():
-            pixels = render(figure)
-            with atomic_write(folder / f"{name}.png") as file:
-                Image.fromarray(pixels).save(file, "PNG")
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_image(f"test/{name}", pixels, trainer.global_step, dataformats="HWC")
+        save_figures(trainer, path, draw_figures(table, results, faces, mistakes), "test")
 
 
 def summary(results: dict[str, Json]) -> str:
     """One line for the terminal: every metric with its interval."""
     metrics = results["metrics"]
     assert isinstance(metrics, dict) and isinstance(metrics["intervals"], dict)
-    parts = []
-    for name, label, scale, unit in (
-        ("age_mae", "age MAE", 1, " years"),
-        ("age_cs5", "within 5 years", 100, " %"),
-        ("gender_acc", "gender", 100, " %"),
-        ("race_acc", "race", 100, " %"),
-    ):
-        value, bounds = metrics[name], metrics["intervals"][name]
-        if isinstance(value, float) and isinstance(bounds, list):
-            low, high = (float(bound) * scale for bound in bounds if isinstance(bound, float))
-            digits = 2 if scale == 1 else 1
-            parts.append(f"{label} {value * scale:.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f})")
+    parts = [
+        f"{WORDING[name].short} {with_interval(name, value, metrics['intervals'][name])}"  # type: ignore[arg-type]
+        for name in METRICS
+        if (value := metrics[name]) is not None
+    ]
     return f"Test on {results['n']:,} images, 95 % intervals: " + ", ".join(parts)
 
 

@@ -12,13 +12,12 @@ from typing import Any
 
 from agr_lightning.errors import UserError
 from agr_lightning.evaluation.costs import THROUGHPUT_BATCH, Cost, measure_costs
-from agr_lightning.evaluation.results import RESULTS_FILE
+from agr_lightning.evaluation.groups import SMALLEST_GROUP
+from agr_lightning.evaluation.wording import bounds, written
 from agr_lightning.files import atomic_text, atomic_write
 from agr_lightning.labels import TASKS, Task
 from agr_lightning.models.network import AGRNetwork
-
-# The smallest group that can be a run's worst.
-SMALLEST_GROUP = 30
+from agr_lightning.run_files import RESULTS_FILE, not_ours, read_results
 
 _METRICS: dict[Task, str] = {"age": "age_mae", "gender": "gender_acc", "race": "race_acc"}
 
@@ -98,17 +97,8 @@ def compare(runs: Sequence[str], output: str | None = None) -> str:
 
 def _read(run: str, networks: dict[str, AGRNetwork]) -> dict[str, Any]:
     """A run's results, whose network joins the others unless there is one like it."""
-    named = Path(run).expanduser()
-    path = named / RESULTS_FILE if named.is_dir() else named
-    if not named.exists():
-        raise UserError(f"{run} does not exist; name run folders like lightning_logs/version_0.")
-    if not path.is_file():
-        raise UserError(
-            f"{run} has no {RESULTS_FILE}: test its checkpoint with `test --ckpt_path {run}`, and compare the run "
-            "folder that this names."
-        )
+    folder, results = read_results(run)
     try:
-        results = json.loads(path.read_text())
         row = Row(run, run, results, Cost(0, 0, 0.0, 0.0, 0.0))
         for task in TASKS:
             row.value(task), row.interval(task), row.worst(task)
@@ -116,10 +106,7 @@ def _read(run: str, networks: dict[str, AGRNetwork]) -> dict[str, Any]:
         if _kind(results) not in networks:
             networks[_kind(results)] = AGRNetwork(**results["model"])
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, UserError):
-        raise UserError(
-            f"{path} is not a {RESULTS_FILE} of this version of the project: test the run's checkpoint again."
-        ) from None
-    assert isinstance(results, dict)
+        raise not_ours(folder / RESULTS_FILE) from None
     return results
 
 
@@ -187,20 +174,18 @@ def _markdown(rows: Sequence[Row]) -> str:
 
 
 def _figure(row: Row, task: Task) -> str:
-    value, bounds = row.value(task), row.interval(task)
-    if value is None:
-        return ""
-    low_high = " to ".join(_shown(bound, task).removesuffix(" %") for bound in bounds or ())
-    return _shown(value, task) + (f" ({low_high})" if bounds else "")
+    interval = bounds(_METRICS[task], row.interval(task))
+    return _written(row.value(task), task) + (f" ({interval})" if interval else "")
 
 
 def _worst(row: Row) -> str:
     worst = {task: row.worst(task) for task in TASKS}
-    return ", ".join(f"{task} {found[0]}: {_shown(found[1], task)}" for task, found in worst.items() if found)
+    return ", ".join(f"{task} {found[0]}: {_written(found[1], task)}" for task, found in worst.items() if found)
 
 
-def _shown(value: float, task: Task) -> str:
-    return f"{value:.2f}" if task == "age" else f"{100 * value:.1f} %"
+def _written(value: float | None, task: Task) -> str:
+    """Without the years, which the column's title has."""
+    return written(_METRICS[task], value).removesuffix(" years")
 
 
 def _csv(rows: Sequence[Row]) -> str:

@@ -1,10 +1,12 @@
 """A table of predictions -> figures. Pure matplotlib; no model, no trainer."""
 
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import cv2
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -13,9 +15,6 @@ from agr_lightning.evaluation.bootstrap import wilson
 from agr_lightning.evaluation.table import Table
 from agr_lightning.labels import AGE_BANDS, AGE_MAX, CLASSES, GENDERS, MISSING, RACES, age_band
 
-if TYPE_CHECKING:
-    pass
-
 # A map that reads the same in print and to colour-blind eyes.
 _SEQUENTIAL = "cividis"
 INK, ACCENT, QUIET = "#1b2a41", "#c0503a", "#9aa5b1"
@@ -23,9 +22,12 @@ INK, ACCENT, QUIET = "#1b2a41", "#c0503a", "#9aa5b1"
 # The panels of the figure by group.
 _BY_GROUP = {"age_mae": "age MAE (years)", "gender_acc": "gender errors (%)", "race_acc": "race errors (%)"}
 
+# Lines and columns of a grid of faces; side of a face, room above it for its caption, and gap between, inches.
 _GRID = (4, 8)
-_DPI = 130
+_FACE, _CAPTION, _GAP = 1.25, 0.47, 0.1
 FACES_SHOWN = _GRID[0] * _GRID[1]
+
+_DPI = 130
 
 
 def draw_figures(
@@ -88,15 +90,40 @@ def worst_rows(table: Table) -> NDArray[np.int64]:
     return np.array(list(dict.fromkeys(turns))[:FACES_SHOWN], dtype=np.int64)
 
 
+def _panels(width: float, height: float, margins: tuple[float, float, float, float], count: int = 1) -> list[Axes]:
+    """Panels beside each other on a new figure, each with the same room around it.
+
+    matplotlib can find the room by itself, and takes most of the time that a figure needs.
+
+    Args:
+        width: of a panel without its margins, inches.
+        height: likewise.
+        margins: left, right, bottom and top of each panel, inches.
+        count: of the panels.
+    """
+    left, right, bottom, top = margins
+    step, tall = left + width + right, bottom + height + top
+    figure = Figure(figsize=(step * count, tall))
+    return [
+        figure.add_axes(((step * n + left) / (step * count), bottom / tall, width / (step * count), height / tall))
+        for n in range(count)
+    ]
+
+
+def _figure(axes: Axes) -> Figure:
+    figure = axes.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    return figure
+
+
 def _confusion(
     name: str, probabilities: NDArray[np.float64], labels: NDArray[np.int64], classes: tuple[str, ...]
 ) -> Figure:
     n = len(classes)
     counts = np.bincount(labels * n + probabilities.argmax(1), minlength=n * n).reshape(n, n)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure = Figure(figsize=(1.0 * n + 2.0, 0.9 * n + 1.6), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(shares, cmap=_SEQUENTIAL, vmin=0, vmax=1)
+    (axes,) = _panels(0.95 * n, 0.9 * n, (0.95, 0.25 if n > 2 else 0.7, 0.55, 0.4))
+    axes.imshow(shares, cmap=_SEQUENTIAL, vmin=0, vmax=1, aspect="auto")
     for row in range(n):
         for column in range(n):
             dark = shares[row, column] < 0.55
@@ -108,38 +135,36 @@ def _confusion(
     axes.set_xlabel(f"predicted {name}")
     axes.set_ylabel(f"labelled {name}")
     accuracy = np.trace(counts) / counts.sum()
-    figure.suptitle(f"{name.capitalize()}: accuracy {accuracy:.1%} (n = {counts.sum():,})", fontsize=11)
-    return figure
+    axes.set_title(f"{name.capitalize()}: accuracy {accuracy:.1%} (n = {counts.sum():,})", fontsize=11)
+    return _figure(axes)
 
 
 def _age_scatter(table: Table) -> Figure:
     error = np.abs(table.error())
     top = max(AGE_MAX, float(np.nanmax(table.predicted_age)))
-    figure = Figure(figsize=(5.6, 5.2), layout="constrained")
-    axes = figure.subplots()
+    (axes,) = _panels(4.2, 4.2, (0.65, 0.95, 0.55, 0.4))
     cells = axes.hexbin(
         table.age, table.predicted_age, gridsize=40, extent=(0, top, 0, top), bins="log", mincnt=1, cmap=_SEQUENTIAL
     )
     axes.plot([0, top], [0, top], color=ACCENT, linewidth=1.2, label="predicted = labelled")
-    scale = figure.colorbar(cells, ax=axes, label="images", shrink=0.8, format="%d")
+    beside = axes.inset_axes((1.03, 0.1, 0.045, 0.8))
+    scale = _figure(axes).colorbar(cells, cax=beside, label="images", format="%d")
     scale.ax.minorticks_off()
     scale.set_ticks([2**k for k in range(16) if 2**k <= cells.norm.vmax])
     axes.set_xlim(0, top)
     axes.set_ylim(0, top)
-    axes.set_aspect("equal")
     axes.set_xlabel("labelled age (years)")
     axes.set_ylabel("predicted age (years)")
     axes.legend(loc="upper left", frameon=False)
     axes.set_title(f"Age: mean absolute error {np.nanmean(error):.2f} years (n = {len(error):,})", fontsize=11)
-    return figure
+    return _figure(axes)
 
 
 def _age_error(table: Table) -> Figure:
     error = table.error()
     bands = np.array([age_band(age) for age in table.age])
     shown = [band for band in range(len(AGE_BANDS)) if (bands == band).any()]
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
+    (axes,) = _panels(5.5, 3.2, (0.7, 0.15, 0.7, 0.4))
     axes.axhline(0, color=QUIET, linewidth=1)
     axes.boxplot(
         [error[bands == band] for band in shown],
@@ -157,33 +182,34 @@ def _age_error(table: Table) -> Figure:
     axes.set_xlabel("labelled age (years)")
     axes.set_ylabel("predicted minus labelled (years)")
     axes.set_title("Age error by age: median, quartiles, 5 to 95 %", fontsize=11)
-    return figure
+    return _figure(axes)
 
 
 def _faces(table: Table, rows: NDArray[np.int64], faces: NDArray[np.uint8], title: str) -> Figure:
     lines, columns = _GRID
-    # One picture on one pair of axes: 32 pairs would take seconds to lay out.
-    width, caption, gap = 1.0, 0.36, 0.08
-    figure = Figure(figsize=(1.35 * columns, 1.88 * lines + 0.3))
-    axes = figure.add_axes((0.01, 0.0, 0.98, 0.96))
-    axes.set_axis_off()
+    step, below = _FACE + _GAP, _FACE + _CAPTION + _GAP
+    width, height = columns * step, lines * below + 0.3
+    figure = Figure(figsize=(width, height))
+    # One picture of the figure's own pixels: matplotlib would take a second to fit 32 of them in.
+    side = round(_FACE * _DPI)
+    sheet = np.full((round(height * _DPI), round(width * _DPI), 3), 255, np.uint8)
     for place, face in enumerate(faces):
         line, column = divmod(place, columns)
-        left, top = column * (width + gap), line * (width + caption + gap) + caption
-        axes.imshow(face, extent=(left, left + width, top + width, top), interpolation="bilinear")
+        left, top = column * step + _GAP / 2, 0.3 + line * below + _CAPTION
+        x, y = round(left * _DPI), round(top * _DPI)
+        sheet[y : y + side, x : x + side] = cv2.resize(face, (side, side), interpolation=cv2.INTER_LINEAR)
         text, right = _caption(table, int(rows[place]))
-        colour = INK if right else ACCENT
-        axes.text(left + width / 2, top - 0.03, text, fontsize=7.5, ha="center", color=colour, linespacing=1.25)
-    axes.set_xlim(0, columns * (width + gap) - gap)
-    axes.set_ylim(lines * (width + caption + gap) - gap, 0)
+        where = ((left + _FACE / 2) / width, 1 - (top - 0.04) / height)
+        figure.text(*where, text, fontsize=7.5, ha="center", color=INK if right else ACCENT, linespacing=1.25)
+    figure.figimage(sheet, zorder=-1)
     figure.suptitle(title, fontsize=10, y=0.985)
     return figure
 
 
 def _reliability(results: dict[str, Any]) -> Figure:
     tasks = [task for task in CLASSES if results["calibration"][task] is not None]
-    figure = Figure(figsize=(4.4 * len(tasks), 4.2), layout="constrained")
-    for task, axes in zip(tasks, np.atleast_1d(figure.subplots(1, len(tasks))), strict=True):
+    panels = _panels(3.6, 3.2, (0.65, 0.2, 0.55, 0.4), len(tasks))
+    for task, axes in zip(tasks, panels, strict=True):
         found = results["calibration"][task]
         axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, label="as sure as right")
         for each in found["bins"]:
@@ -200,14 +226,19 @@ def _reliability(results: dict[str, Any]) -> Figure:
         axes.legend(loc="upper left", frameon=False, fontsize=8, markerscale=0.5)
         error = results["metrics"][f"{task}_ece"]
         axes.set_title(f"{task.capitalize()}: calibration error {error:.1%}", fontsize=11)
-    return figure
+    return _figure(panels[0])
 
 
 def _error_by_group(results: dict[str, Any]) -> Figure:
     metrics = [metric for metric in _BY_GROUP if results["metrics"][metric] is not None]
     groups = [group for group in results["groups"] if " x " not in group["attribute"]][::-1]
-    figure = Figure(figsize=(1.4 + 3.1 * len(metrics), 1.2 + 0.26 * len(groups)), layout="constrained")
+    labels = [f"{group['value']}  (n={group['n']:,})" for group in groups]
+    # The first panel's labels stand in the margin of all: as wide as the longest needs.
+    margin = 0.25 + 0.075 * max(len(label) for label in labels)
+    figure = Figure(figsize=(margin + 3.0 * len(metrics), 1.0 + 0.26 * len(groups)))
     panels = np.atleast_1d(figure.subplots(1, len(metrics), sharey=True))
+    wide, tall = figure.get_size_inches()
+    figure.subplots_adjust(margin / wide, 0.55 / tall, 1 - 0.15 / wide, 1 - 0.4 / tall, wspace=0.08)
     for metric, axes in zip(metrics, panels, strict=True):
         share = metric != "age_mae"
         axes.axvline(_as_error(results["metrics"][metric], share), color=QUIET, linewidth=1, linestyle="--")
@@ -222,7 +253,6 @@ def _error_by_group(results: dict[str, Any]) -> Figure:
         axes.set_xlim(left=0)
         axes.grid(axis="x", color="#e6e9ee", linewidth=0.8)
         axes.set_axisbelow(True)
-    labels = [f"{group['value']}  (n={group['n']:,})" for group in groups]
     panels[0].set_yticks(range(len(groups)), labels, fontsize=9)
     previous = None
     for place, group in enumerate(groups):
@@ -230,7 +260,7 @@ def _error_by_group(results: dict[str, Any]) -> Figure:
             for axes in panels:
                 axes.axhline(place - 0.5, color=QUIET, linewidth=0.6)
         previous = group["attribute"]
-    figure.suptitle("Error by group, 95 % intervals; dashed: all images", fontsize=11)
+    figure.suptitle("Error by group, 95 % intervals; dashed: all images", fontsize=11, y=1 - 0.12 / tall, va="top")
     return figure
 
 

@@ -24,8 +24,6 @@ from agr_lightning.files import Json
 from agr_lightning.labels import CLASSES, ClassTask
 from agr_lightning.models.calibration import ADULT, AGE_INTERVAL_LEVEL
 
-RESULTS_FILE = "results.json"
-
 METRICS = ("age_mae", "age_cs5", "gender_acc", "race_acc")
 
 # Bins of confidence in which calibration is measured.

@@ -1,0 +1,118 @@
+"""A finished run -> one HTML page and a model card. The words are in templates/."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+from agr_lightning.evaluation import wording
+from agr_lightning.evaluation.curves import CURVES_FIGURE, draw_curves
+from agr_lightning.evaluation.finished_run import FinishedRun, describe, read_run, source
+from agr_lightning.evaluation.groups import GROUP_METRICS
+from agr_lightning.files import atomic_text, atomic_write
+from agr_lightning.run_files import CARD_FILE, FIGURES_FOLDER, REPORT_FILE, RESULTS_FILE, not_ours
+
+# Figures that show photos, which may not be free to be passed on.
+_OF_FACES = ("sample_faces", "worst_mistakes")
+
+
+def write_report(run: str, faces: bool = True) -> list[Path]:
+    """Writes ``report.html``, ``MODEL_CARD.md`` and the figure of the training curves into a run folder.
+
+    Args:
+        run: a tested run's folder, or its results.json.
+        faces: show the grids of photos.
+
+    Returns:
+        The page and the card.
+
+    Raises:
+        UserError: when the run has no results of this version.
+    """
+    found = read_run(run)
+    try:
+        content = _content(found, faces)
+        page, card = _fill("report.html", content), _fill("model_card.md", content)
+    except (jinja2.UndefinedError, KeyError, TypeError, ValueError, AttributeError):
+        raise not_ours(found.folder / RESULTS_FILE) from None
+    paths = [found.folder / REPORT_FILE, found.folder / CARD_FILE]
+    for path, text in zip(paths, (page, card), strict=True):
+        atomic_text(path, text)
+    return paths
+
+
+def _content(run: FinishedRun, faces: bool) -> dict[str, Any]:
+    figures = dict(run.figures)
+    if CURVES_FIGURE not in figures:
+        drawn = _draw_curves(run)
+        if drawn is not None:
+            figures[CURVES_FIGURE] = drawn
+    data = (run.trained_with or run.tested_with).get("data") or {}
+    results = run.results
+    return {
+        "name": run.name,
+        "results": results,
+        "metrics": results["metrics"],
+        "facts": describe(run),
+        "trained": bool(run.trained_with),
+        "drawn": bool(data.get("synthetic")),
+        "source": source(data) if data else "",
+        "groups": results["groups"],
+        "simple_groups": [group for group in results["groups"] if " x " not in group["attribute"]],
+        "group_metrics": [name for name in GROUP_METRICS if results["metrics"][name] is not None],
+        "figures": {
+            name: {"data": base64.b64encode(picture).decode(), "width": Image.open(io.BytesIO(picture)).width}
+            for name, picture in figures.items()
+            if faces or name not in _OF_FACES
+        },
+        "faces": faces,
+    }
+
+
+def _draw_curves(run: FinishedRun) -> bytes | None:
+    """The training curves, which are left in the run folder like the other figures."""
+    figure = draw_curves(run.curves)
+    if figure is None:
+        return None
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130)
+    (run.folder / FIGURES_FOLDER).mkdir(exist_ok=True)
+    with atomic_write(run.folder / FIGURES_FOLDER / f"{CURVES_FIGURE}.png") as file:
+        file.write(picture.getbuffer())
+    return picture.getvalue()
+
+
+def _fill(template: str, content: dict[str, Any]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("agr_lightning.evaluation"),
+        undefined=jinja2.StrictUndefined,
+        autoescape=template.endswith(".html"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals |= {"wording": wording.WORDING}
+    environment.filters |= {"written": _written, "bounds": _bounds, "percent": _percent, "distance": _distance}
+    return environment.get_template(template).render(content)
+
+
+def _written(value: float | None, metric: str) -> str:
+    return wording.written(metric, value)
+
+
+def _bounds(interval: list[float] | None, metric: str) -> str:
+    return wording.bounds(metric, interval)
+
+
+def _distance(gap: dict[str, Any]) -> str:
+    metric, interval = gap["metric"], gap["interval"]
+    unit = "points" if wording.WORDING[metric].share else "years"
+    text = f"{wording.written(metric, gap['gap']).split()[0]} {unit}"
+    return text + (f" ({wording.bounds(metric, interval)})" if interval else "")
+
+
+def _percent(share: float | None, digits: int = 1) -> str:
+    return "" if share is None else f"{100 * share:.{digits}f} %"
