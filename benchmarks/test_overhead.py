@@ -1,15 +1,19 @@
 """`test` against a bare loop of forward passes with the same network, batches and precision.
 
-Also what the report at the end takes: gathering, intervals, groups, results.json and figures.
+Also what the report at the end takes: gathering, intervals, groups, results.json and figures; its share of the time of
+the whole command, as it is typed, and of the forward passes alone.
 
 python benchmarks/test_overhead.py [--root UTKFace] [--images 2000] [--precision bf16-mixed] [--repeats 7]
 """
 
 import argparse
 import os
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +22,16 @@ from measure import USE_STOPWATCH, Stopwatch, in_turns, per_second, quietly, sho
 from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.models.backbones import BACKBONES
 from agr_lightning.module import AGRModule
+
+_COMMAND = """
+import sys, time
+start = time.perf_counter()
+from agr_lightning.cli import main
+main(sys.argv[1:])
+end = time.perf_counter()
+from measure import Stopwatch
+print(end - start, Stopwatch.times[-1] - Stopwatch.times[0], end - Stopwatch.times[-1])
+"""
 
 
 def main() -> None:
@@ -42,21 +56,20 @@ def main() -> None:
         def rate(loop: Callable[[argparse.Namespace, str], list[float]]) -> Callable[[], float]:
             return lambda: per_second(loop(chosen, images), chosen.batch_size, 3)
 
-        whole: list[float] = []
-
-        def timed_test() -> float:
-            times = through_test(chosen, images)
-            whole.append((time.perf_counter() - times[-1]) / (times[-1] - times[0]))
-            return per_second(times, chosen.batch_size, 3)
-
-        found = in_turns({"bare forward passes": rate(bare), "test": timed_test}, chosen.repeats)
+        found = in_turns({"bare forward passes": rate(bare), "test": rate(through_test)}, chosen.repeats)
+        whole, forward, after = zip(*(command(chosen, images) for _ in range(chosen.repeats)), strict=True)
     title = f"Testing {chosen.backbone} at 128 px, {chosen.precision}, batches of {chosen.batch_size}"
     show(title, found, "images a second", "bare forward passes")
-    share = sorted(whole)
     print(
-        f"\nAfter the last batch of {chosen.images:,} images: {share[len(share) // 2]:.1%} of the time of the forward "
-        f"passes ({share[0]:.1%} to {share[-1]:.1%}), for intervals, groups, files and figures."
+        f"\nAfter the last batch of {chosen.images:,} images, for intervals, groups, files and figures: "
+        f"{statistics.median(after):.2f} s. This is {_share(after, whole)} of the time of the whole command, and "
+        f"{_share(after, forward)} of that of the forward passes."
     )
+
+
+def _share(part: Sequence[float], whole: Sequence[float]) -> str:
+    shares = sorted(a / b for a, b in zip(part, whole, strict=True))
+    return f"{statistics.median(shares):.1%} ({shares[0]:.1%} to {shares[-1]:.1%})"
 
 
 def _test_folder(chosen: argparse.Namespace) -> str:
@@ -87,11 +100,23 @@ def bare(chosen: argparse.Namespace, images: str) -> list[float]:
 
 
 def through_test(chosen: argparse.Namespace, images: str) -> list[float]:
-    quietly(
-        *("test", "--ckpt_path=last", f"--data.test_root={images}", f"--data.batch_size={chosen.batch_size}"),
-        *(f"--data.num_workers={chosen.num_workers}", f"--trainer.precision={chosen.precision}", USE_STOPWATCH),
-    )
+    quietly(*_test(chosen, images), USE_STOPWATCH)
     return Stopwatch.times
+
+
+def command(chosen: argparse.Namespace, images: str) -> list[float]:
+    """Seconds of the command in a process of its own: all of it, its forward passes, and what comes after them."""
+    arguments = [sys.executable, "-c", _COMMAND, *_test(chosen, images), USE_STOPWATCH]
+    paths = {"PYTHONPATH": str(Path(__file__).parent)}
+    said = subprocess.run(arguments, check=True, capture_output=True, text=True, env=os.environ | paths).stdout
+    return [float(seconds) for seconds in said.splitlines()[-1].split()]
+
+
+def _test(chosen: argparse.Namespace, images: str) -> list[str]:
+    return [
+        *("test", "--ckpt_path=last", f"--data.test_root={images}", f"--data.batch_size={chosen.batch_size}"),
+        *(f"--data.num_workers={chosen.num_workers}", f"--trainer.precision={chosen.precision}"),
+    ]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from torchmetrics.functional.classification import (
 )
 
 from agr_lightning.data.samples import Sample, Samples
-from agr_lightning.evaluation.figures import draw_figures, worst_rows
+from agr_lightning.evaluation.face_grids import draw_faces, sample_rows, worst_rows
+from agr_lightning.evaluation.figures import draw_figures, render
 from agr_lightning.evaluation.results import RunFacts, make_results
 from agr_lightning.evaluation.table import Table
 from agr_lightning.labels import MISSING, Task
@@ -236,18 +237,17 @@ def test_the_table_sorts_and_counts_each_sample_once() -> None:
 
 
 def _draw(table: Table, samples: Samples) -> dict[str, Figure]:
-    faces = np.zeros((32, 16, 16, 3), np.uint8)
-    return draw_figures(table, _make(table, samples), faces[: len(samples)], faces[: len(worst_rows(table))])
+    return draw_figures(table, _make(table, samples))
 
 
 @pytest.mark.parametrize("n", [1, 10, 500])
 def test_every_figure_is_drawn_for_any_number_of_samples(n: int) -> None:
     samples = _samples(n)
     figures = _draw(_table(samples), samples)
-    names = {"sample_faces", "age_predicted_vs_actual", "age_error_by_age", "confusion_gender", "confusion_race"}
-    assert set(figures) == names | {"worst_mistakes", "reliability", "error_by_group"}
+    names = {"age_predicted_vs_actual", "age_error_by_age", "confusion_gender", "confusion_race"}
+    assert set(figures) == names | {"reliability", "error_by_group"}
     for figure in figures.values():
-        figure.canvas.draw()
+        assert np.asarray(render(figure)).std() > 0
 
 
 def test_figures_say_the_figure() -> None:
@@ -265,9 +265,28 @@ def test_figures_say_the_figure() -> None:
 def test_figures_of_absent_tasks_are_left_out() -> None:
     samples = columns([Sample(str(i), str(i), 30, 0, MISSING, i) for i in range(5)])
     table = _table(samples, ("gender",))._replace(race=np.full(5, MISSING))
-    assert set(_draw(table, samples)) == {
-        *("sample_faces", "worst_mistakes", "confusion_gender", "reliability", "error_by_group")
-    }
+    assert set(_draw(table, samples)) == {"confusion_gender", "reliability", "error_by_group"}
+
+
+@pytest.mark.parametrize("n", [1, 10, 500])
+def test_grids_hold_every_face_in_the_order_of_its_row(n: int) -> None:
+    table = _table(_samples(n))
+    faces, worst = sample_rows(table), worst_rows(table)
+    # Each face is a shade of its own.
+    shades = np.arange(32, dtype=np.uint8)[:, None, None, None] * 7 + np.zeros((1, 16, 16, 3), np.uint8)
+    grids = draw_faces(table, shades[: len(faces)], shades[: len(worst)])
+    assert set(grids) == {"sample_faces"} | ({"worst_mistakes"} if len(worst) else set())
+    for rows, name in ((faces, "sample_faces"), (worst, "worst_mistakes")):
+        if len(rows):
+            pixels = np.asarray(grids[name])[..., 0]
+            found = [pixels[:, column] for column in range(80, pixels.shape[1], 152)]
+            lines = [[shade for shade in range(0, 224, 7) if (column == shade).sum() > 100] for column in found]
+            assert lines == [[7 * place for place in range(column, len(rows), 8)] for column in range(8)]
+
+
+def test_a_sample_is_spread_over_the_test_set() -> None:
+    assert sample_rows(_table(_samples(100))).tolist() == [i * 100 // 32 for i in range(32)]
+    assert sample_rows(_table(_samples(5))).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_the_worst_mistakes_come_first() -> None:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,33 +16,58 @@ from agr_lightning.run_files import FIGURES_FOLDER
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Pictures = Mapping[str, "Figure | Image.Image"]
 
-def save_figures(trainer: lightning.Trainer, folder: Path, figures: "Mapping[str, Figure]", stage: str) -> None:
+# Bytes. TensorBoard checks what it writes byte by byte, in Python: a grid of faces as PNG takes it longer than drawing.
+_LARGE = 400_000
+
+
+def save_figures(trainer: lightning.Trainer, folder: Path, figures: Pictures, stage: str) -> None:
     """Writes figures as PNG files and shows them in TensorBoard.
 
     Args:
         trainer: whose loggers show them.
         folder: the run folder.
-        figures: by name.
+        figures: plots and pictures, by name.
         stage: what they are called after in TensorBoard.
     """
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
     from agr_lightning.evaluation.figures import render
 
     (folder / FIGURES_FOLDER).mkdir(exist_ok=True)
-    for name, figure in figures.items():
-        pixels = render(figure)
-        picture = io.BytesIO()
-        # The default level takes three times as long and saves a tenth of the size.
-        Image.fromarray(pixels).save(picture, "PNG", compress_level=1)
-        with atomic_write(folder / FIGURES_FOLDER / f"{name}.png") as file:
-            file.write(picture.getbuffer())
-        shown = Summary.Image(
-            height=pixels.shape[0], width=pixels.shape[1], colorspace=3, encoded_image_string=picture.getvalue()
-        )
-        summary = Summary(value=[Summary.Value(tag=f"{stage}/{name}", image=shown)])
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                # What add_image calls when it has encoded the picture, here for the second time.
-                logger.experiment._get_file_writer().add_summary(summary, trainer.global_step)
+    # One is compressed, which needs no Python, while the next is drawn.
+    with ThreadPoolExecutor(1) as pool:
+        kept = [
+            pool.submit(
+                _keep,
+                trainer,
+                folder / FIGURES_FOLDER / f"{name}.png",
+                f"{stage}/{name}",
+                figure if isinstance(figure, Image.Image) else render(figure),
+            )
+            for name, figure in figures.items()
+        ]
+    for each in kept:
+        each.result()
+
+
+def _keep(trainer: lightning.Trainer, path: Path, tag: str, picture: Image.Image) -> None:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    # The default level takes three times as long and saves a tenth of the size.
+    encoded = _encode(picture, "PNG", compress_level=1)
+    with atomic_write(path) as file:
+        file.write(encoded)
+    if len(encoded) > _LARGE:
+        encoded = _encode(picture, "JPEG", quality=90)
+    shown = Summary.Image(height=picture.height, width=picture.width, colorspace=3, encoded_image_string=encoded)
+    summary = Summary(value=[Summary.Value(tag=tag, image=shown)])
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            # What add_image calls when it has encoded the picture, here for the second time.
+            logger.experiment._get_file_writer().add_summary(summary, trainer.global_step)
+
+
+def _encode(picture: Image.Image, kind: str, **options: int) -> bytes:
+    encoded = io.BytesIO()
+    picture.save(encoded, kind, **options)
+    return encoded.getvalue()

@@ -67,13 +67,15 @@ class TestReport(lightning.Callback):
     def _draw(
         self, trainer: lightning.Trainer, data: UTKFaceDataModule, table: Table, results: dict[str, Json], path: Path
     ) -> None:
-        from agr_lightning.evaluation.figures import draw_figures, sample_rows, worst_rows
+        from agr_lightning.evaluation.face_grids import draw_faces, sample_rows, worst_rows
+        from agr_lightning.evaluation.figures import draw_figures
 
         faces, mistakes = (
             data.faces("test", table.place[rows(table)].tolist()).permute(0, 2, 3, 1).numpy()
             for rows in (sample_rows, worst_rows)
         )
-        save_figures(trainer, path, draw_figures(table, results, faces, mistakes), "test")
+        figures = draw_faces(table, faces, mistakes) | draw_figures(table, results)
+        save_figures(trainer, path, figures, "test")
 
 
 def summary(results: dict[str, Json]) -> str:

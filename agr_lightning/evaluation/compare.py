@@ -85,13 +85,14 @@ def compare(runs: Sequence[str], output: str | None = None) -> str:
     text = "\n\n".join(_markdown(members) for members in tables) + "\n"
     if folder is not None:
         from agr_lightning.evaluation.comparison_plot import draw_comparison
+        from agr_lightning.evaluation.figures import render
 
         folder.mkdir(parents=True, exist_ok=True)
         atomic_text(folder / "comparison.md", text)
         atomic_text(folder / "comparison.csv", _csv([row for members in tables for row in members]))
         if any(row.value(task) is not None for row in rows for task in TASKS):
             with atomic_write(folder / "comparison.png") as file:
-                draw_comparison(tables).savefig(file, format="png", dpi=130)
+                render(draw_comparison(tables)).save(file, "PNG")
     return text
 
 

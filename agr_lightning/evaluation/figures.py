@@ -1,19 +1,18 @@
 """A table of predictions -> figures. Pure matplotlib; no model, no trainer."""
 
-from itertools import zip_longest
 from typing import Any
 
-import cv2
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from agr_lightning.evaluation.bootstrap import wilson
 from agr_lightning.evaluation.table import Table
-from agr_lightning.labels import AGE_BANDS, AGE_MAX, CLASSES, GENDERS, MISSING, RACES, age_band
+from agr_lightning.labels import AGE_BANDS, AGE_MAX, CLASSES, age_band
 
 # A map that reads the same in print and to colour-blind eyes.
 _SEQUENTIAL = "cividis"
@@ -22,34 +21,24 @@ INK, ACCENT, QUIET = "#1b2a41", "#c0503a", "#9aa5b1"
 # The panels of the figure by group.
 _BY_GROUP = {"age_mae": "age MAE (years)", "gender_acc": "gender errors (%)", "race_acc": "race errors (%)"}
 
-# Lines and columns of a grid of faces; side of a face, room above it for its caption, and gap between, inches.
-_GRID = (4, 8)
-_FACE, _CAPTION, _GAP = 1.25, 0.47, 0.1
-FACES_SHOWN = _GRID[0] * _GRID[1]
-
 _DPI = 130
 
+# A title without a place of its own makes matplotlib measure all labels twice.
+_STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titley": 1.0}
 
-def draw_figures(
-    table: Table, results: dict[str, Any], faces: NDArray[np.uint8], mistakes: NDArray[np.uint8]
-) -> dict[str, Figure]:
-    """Every figure that the table allows, by file name without its ending.
+
+def draw_figures(table: Table, results: dict[str, Any]) -> dict[str, Figure]:
+    """Every plot that the table allows, by file name without its ending.
 
     Args:
         table: labels and predictions of a test set.
         results: what ``make_results`` made of it.
-        faces: images of ``sample_rows(table)``, RGB, uint8 ``(faces, height, width, 3)``.
-        mistakes: images of ``worst_rows(table)``, likewise.
 
     Returns:
         Figures for the tasks that have predictions and labels.
     """
-    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        right = "Predicted (labelled); red: gender or race differs, or age by more than 10 years"
-        figures = {"sample_faces": _faces(table, sample_rows(table), faces, right)}
-        worst = worst_rows(table)
-        if len(worst):
-            figures["worst_mistakes"] = _faces(table, worst, mistakes, "The worst mistakes: predicted (labelled)")
+    with matplotlib.rc_context(_STYLE):
+        figures = {}
         if not np.isnan(table.predicted_age).all():
             figures["age_predicted_vs_actual"] = _age_scatter(table)
             figures["age_error_by_age"] = _age_error(table)
@@ -64,30 +53,12 @@ def draw_figures(
     return figures
 
 
-def render(figure: Figure) -> NDArray[np.uint8]:
-    """The picture of a figure, RGB, uint8 ``(height, width, 3)``."""
+def render(figure: Figure) -> Image.Image:
+    """The picture of a figure, RGB."""
     figure.set_dpi(_DPI)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
-
-
-def sample_rows(table: Table) -> NDArray[np.int64]:
-    """Rows spread evenly over the table: neighbours in name order look alike."""
-    shown = min(FACES_SHOWN, len(table.age))
-    return np.arange(shown) * len(table.age) // max(shown, 1)
-
-
-def worst_rows(table: Table) -> NDArray[np.int64]:
-    """Rows of the worst mistakes: the largest age errors and the surest wrong classes, in turns."""
-    scores = [np.nan_to_num(np.abs(table.error()), nan=-1.0)]
-    for task in CLASSES:
-        probabilities, _, known = table.classifier(task)
-        wrong = known & (table.hits(task) == 0)
-        scores.append(np.where(wrong, np.nan_to_num(probabilities).max(1), -1.0))
-    ranked = [[row for row in np.argsort(-score, kind="stable")[:FACES_SHOWN] if score[row] > 0] for score in scores]
-    turns = [row for rows in zip_longest(*ranked) for row in rows if row is not None]
-    return np.array(list(dict.fromkeys(turns))[:FACES_SHOWN], dtype=np.int64)
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
 
 
 def _panels(width: float, height: float, margins: tuple[float, float, float, float], count: int = 1) -> list[Axes]:
@@ -185,38 +156,15 @@ def _age_error(table: Table) -> Figure:
     return _figure(axes)
 
 
-def _faces(table: Table, rows: NDArray[np.int64], faces: NDArray[np.uint8], title: str) -> Figure:
-    lines, columns = _GRID
-    step, below = _FACE + _GAP, _FACE + _CAPTION + _GAP
-    width, height = columns * step, lines * below + 0.3
-    figure = Figure(figsize=(width, height))
-    # One picture of the figure's own pixels: matplotlib would take a second to fit 32 of them in.
-    side = round(_FACE * _DPI)
-    sheet = np.full((round(height * _DPI), round(width * _DPI), 3), 255, np.uint8)
-    for place, face in enumerate(faces):
-        line, column = divmod(place, columns)
-        left, top = column * step + _GAP / 2, 0.3 + line * below + _CAPTION
-        x, y = round(left * _DPI), round(top * _DPI)
-        sheet[y : y + side, x : x + side] = cv2.resize(face, (side, side), interpolation=cv2.INTER_LINEAR)
-        text, right = _caption(table, int(rows[place]))
-        where = ((left + _FACE / 2) / width, 1 - (top - 0.04) / height)
-        figure.text(*where, text, fontsize=7.5, ha="center", color=INK if right else ACCENT, linespacing=1.25)
-    figure.figimage(sheet, zorder=-1)
-    figure.suptitle(title, fontsize=10, y=0.985)
-    return figure
-
-
 def _reliability(results: dict[str, Any]) -> Figure:
     tasks = [task for task in CLASSES if results["calibration"][task] is not None]
     panels = _panels(3.6, 3.2, (0.65, 0.2, 0.55, 0.4), len(tasks))
     for task, axes in zip(tasks, panels, strict=True):
         found = results["calibration"][task]
         axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, label="as sure as right")
-        for each in found["bins"]:
-            low, high = wilson(each["accuracy"], each["n"])
-            axes.plot([each["confidence"]] * 2, [low, high], color=INK, linewidth=1)
         points = [(each["confidence"], each["accuracy"], each["n"]) for each in found["bins"]]
         x, y, n = (np.array(column) for column in zip(*points, strict=True))
+        axes.vlines(x, *zip(*map(wilson, y, n), strict=True), color=INK, linewidth=1)
         axes.scatter(x, y, s=12 + 180 * n / n.sum(), color=ACCENT, zorder=3, label="images (area: how many)")
         least = 1 / len(CLASSES[task])
         axes.set_xlim(least - 0.02, 1.02)
@@ -242,13 +190,13 @@ def _error_by_group(results: dict[str, Any]) -> Figure:
     for metric, axes in zip(metrics, panels, strict=True):
         share = metric != "age_mae"
         axes.axvline(_as_error(results["metrics"][metric], share), color=QUIET, linewidth=1, linestyle="--")
-        for place, group in enumerate(groups):
-            if group[metric] is None:
-                continue
-            if group["intervals"][metric]:
-                ends = sorted(_as_error(end, share) for end in group["intervals"][metric])
-                axes.plot(ends, [place, place], color=INK, linewidth=1.4)
-            axes.plot(_as_error(group[metric], share), place, "o", color=ACCENT, markersize=5)
+        known = [(place, group) for place, group in enumerate(groups) if group[metric] is not None]
+        sure = [(place, group["intervals"][metric]) for place, group in known if group["intervals"][metric]]
+        ends = [sorted(_as_error(end, share) for end in interval) for _, interval in sure]
+        if sure:
+            axes.hlines([place for place, _ in sure], *zip(*ends, strict=True), color=INK, linewidth=1.4)
+        values = [_as_error(group[metric], share) for _, group in known]
+        axes.plot(values, [place for place, _ in known], "o", color=ACCENT, markersize=5)
         axes.set_xlabel(_BY_GROUP[metric])
         axes.set_xlim(left=0)
         axes.grid(axis="x", color="#e6e9ee", linewidth=0.8)
@@ -266,22 +214,3 @@ def _error_by_group(results: dict[str, Any]) -> Figure:
 
 def _as_error(value: float, share: bool) -> float:
     return 100 * (1 - value) if share else value
-
-
-def _caption(table: Table, row: int) -> tuple[str, bool]:
-    """What to write above a face, and whether the prediction is right."""
-    lines, right = [], True
-    age = table.predicted_age[row]
-    if not np.isnan(age):
-        lines.append(f"{age:.0f} ({table.age[row]:.0f})")
-        right &= bool(abs(age - table.age[row]) <= 10)
-    for probabilities, labels, classes in (
-        (table.gender_probabilities, table.gender, GENDERS),
-        (table.race_probabilities, table.race, RACES),
-    ):
-        if np.isnan(probabilities[row]).any():
-            continue
-        guess, label = int(probabilities[row].argmax()), int(labels[row])
-        lines.append(f"{classes[guess]} ({classes[label] if label != MISSING else '?'})")
-        right &= label in (guess, MISSING)
-    return "\n".join(lines), right

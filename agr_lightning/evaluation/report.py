@@ -10,6 +10,7 @@ from PIL import Image
 
 from agr_lightning.evaluation import wording
 from agr_lightning.evaluation.curves import CURVES_FIGURE, draw_curves
+from agr_lightning.evaluation.figures import render
 from agr_lightning.evaluation.finished_run import FinishedRun, describe, read_run, source
 from agr_lightning.evaluation.groups import GROUP_METRICS
 from agr_lightning.files import atomic_text, atomic_write
@@ -78,7 +79,7 @@ def _draw_curves(run: FinishedRun) -> bytes | None:
     if figure is None:
         return None
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=130)
+    render(figure).save(picture, "PNG")
     (run.folder / FIGURES_FOLDER).mkdir(exist_ok=True)
     with atomic_write(run.folder / FIGURES_FOLDER / f"{CURVES_FIGURE}.png") as file:
         file.write(picture.getbuffer())
