@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FAST, copy_run
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from agr_lightning.evaluation.curves import CURVES_FIGURE, draw_curves, read_curves
 from agr_lightning.evaluation.wording import WORDING, with_interval, written
 from agr_lightning.labels import AGE_BANDS, GENDERS, RACES
+from tests.conftest import FAST, copy_run
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -48,7 +48,7 @@ class Page(HTMLParser):
         for name, value in attrs:
             if name in ("src", "href", "srcset", "action") and value and not value.startswith("#"):
                 head, _, content = value.partition("base64,")
-                if head == "data:image/png;":
+                if head in ("data:image/png;", "data:image/jpeg;"):
                     self.pictures.append(base64.b64decode(content))
                 elif value != "data:,":
                     self.asks.append(value)
@@ -211,3 +211,25 @@ def test_nothing_logged_is_no_figure(tmp_path: Path) -> None:
 def test_every_metric_of_the_results_has_its_words(trained: Path) -> None:
     assert set(_results(trained)["metrics"]) == set(WORDING) | {"intervals"}
     assert re.fullmatch(r"[+-]\d+\.\d\d years", written("age_bias", _results(trained)["metrics"]["age_bias"]))
+
+
+@pytest.mark.parametrize("kind", ["no race", "one class", "one age", "one image"])
+def test_poor_test_sets_have_a_report(tested: Path, here: Path, cards: Path, run: Run, kind: str) -> None:
+    (here / "faces").mkdir()
+    for number, card in enumerate(sorted(cards.glob("*.jpg"))[: 1 if kind == "one image" else 10]):
+        age, gender, race, _ = card.name.split("_", 3)
+        age, gender = "30" if kind == "one age" else age, "0" if kind == "one class" else gender
+        labels = f"{age}_{gender}" if kind == "no race" else f"{age}_{gender}_{race}"
+        shutil.copy(card, here / "faces" / f"{labels}_2017010{number}000000000.jpg")
+    code, _, err = run(
+        *("test", "--ckpt_path", "best", "--data.test_root", "faces", "--trainer.enable_progress_bar", "false")
+    )
+    assert code == 0, err
+    page, card_text = _report(run, here / "lightning_logs" / "version_1")
+    results = _results(here / "lightning_logs" / "version_1")
+    assert results["n"] == (1 if kind == "one image" else 10)
+    rows = {row[0]: row for row in reversed(page.rows)}
+    if kind == "no race":
+        assert rows["race accuracy"][2] == "not known: no test image has a race label"
+    assert rows["tested on"][1].startswith(f"{results['n']} images, all of faces; ")
+    assert "nan" not in card_text.lower() and "None" not in card_text and "Groups of fewer than 30" in card_text

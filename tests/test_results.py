@@ -1,13 +1,20 @@
 """From predictions to figures: metrics, results.json's content, pictures."""
 
+import io
 import json
 import math
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchmetrics.functional.classification import (
     multiclass_calibration_error,
     multiclass_confusion_matrix,
@@ -16,6 +23,7 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
+from agr_lightning.callbacks.figures import save_figures
 from agr_lightning.data.samples import Sample, Samples
 from agr_lightning.evaluation.face_grids import draw_faces, sample_rows, worst_rows
 from agr_lightning.evaluation.figures import draw_figures, render
@@ -282,6 +290,28 @@ def test_grids_hold_every_face_in_the_order_of_its_row(n: int) -> None:
             found = [pixels[:, column] for column in range(80, pixels.shape[1], 152)]
             lines = [[shade for shade in range(0, 224, 7) if (column == shade).sum() > 100] for column in found]
             assert lines == [[7 * place for place in range(column, len(rows), 8)] for column in range(8)]
+
+
+def test_pictures_are_kept_as_png_and_shown_in_tensorboard(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3), np.uint8)
+    pictures = {"small": Image.new("RGB", (50, 40), "red"), "large": Image.fromarray(noise)}
+    trainer = SimpleNamespace(loggers=[TensorBoardLogger(tmp_path)], global_step=3)
+    save_figures(cast(Trainer, trainer), tmp_path, pictures, "test")
+    trainer.loggers[0].experiment.close()
+    events = EventAccumulator(trainer.loggers[0].log_dir).Reload()
+    for name, picture in pictures.items():
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "figures" / f"{name}.png")), np.asarray(picture))
+        (shown,) = events.Images(f"test/{name}")
+        assert (shown.step, shown.width, shown.height) == (3, *picture.size)
+        found = Image.open(io.BytesIO(shown.encoded_image_string))
+        assert found.size == picture.size and found.format == ("JPEG" if name == "large" else "PNG")
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "figures" / "plot.png").mkdir(parents=True)
+    trainer = cast(Trainer, SimpleNamespace(loggers=[], global_step=0))
+    with pytest.raises(OSError, match=r"plot\.png"):
+        save_figures(trainer, tmp_path, {"plot": Image.new("RGB", (5, 5))}, "test")
 
 
 def test_a_sample_is_spread_over_the_test_set() -> None:

@@ -1,6 +1,5 @@
 """Figures: each drawn and encoded once, for the run folder and for TensorBoard."""
 
-import io
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,9 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Pictures = Mapping[str, "Figure | Image.Image"]
-
-# Bytes. TensorBoard checks what it writes byte by byte, in Python: a grid of faces as PNG takes it longer than drawing.
-_LARGE = 400_000
 
 
 def save_figures(trainer: lightning.Trainer, folder: Path, figures: Pictures, stage: str) -> None:
@@ -53,21 +49,16 @@ def save_figures(trainer: lightning.Trainer, folder: Path, figures: Pictures, st
 def _keep(trainer: lightning.Trainer, path: Path, tag: str, picture: Image.Image) -> None:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    # The default level takes three times as long and saves a tenth of the size.
-    encoded = _encode(picture, "PNG", compress_level=1)
+    from agr_lightning.evaluation.figures import compact, encode
+
+    encoded = encode(picture)
     with atomic_write(path) as file:
         file.write(encoded)
-    if len(encoded) > _LARGE:
-        encoded = _encode(picture, "JPEG", quality=90)
+    # TensorBoard checks what it writes byte by byte, in Python: a grid of faces as PNG takes it longer than drawing.
+    encoded, _ = compact(encoded)
     shown = Summary.Image(height=picture.height, width=picture.width, colorspace=3, encoded_image_string=encoded)
     summary = Summary(value=[Summary.Value(tag=tag, image=shown)])
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             # What add_image calls when it has encoded the picture, here for the second time.
             logger.experiment._get_file_writer().add_summary(summary, trainer.global_step)
-
-
-def _encode(picture: Image.Image, kind: str, **options: int) -> bytes:
-    encoded = io.BytesIO()
-    picture.save(encoded, kind, **options)
-    return encoded.getvalue()

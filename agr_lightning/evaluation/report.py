@@ -10,7 +10,7 @@ from PIL import Image
 
 from agr_lightning.evaluation import wording
 from agr_lightning.evaluation.curves import CURVES_FIGURE, draw_curves
-from agr_lightning.evaluation.figures import render
+from agr_lightning.evaluation.figures import compact, encode, render
 from agr_lightning.evaluation.finished_run import FinishedRun, describe, read_run, source
 from agr_lightning.evaluation.groups import GROUP_METRICS
 from agr_lightning.files import atomic_text, atomic_write
@@ -64,11 +64,7 @@ def _content(run: FinishedRun, faces: bool) -> dict[str, Any]:
         "groups": results["groups"],
         "simple_groups": [group for group in results["groups"] if " x " not in group["attribute"]],
         "group_metrics": [name for name in GROUP_METRICS if results["metrics"][name] is not None],
-        "figures": {
-            name: {"data": base64.b64encode(picture).decode(), "width": Image.open(io.BytesIO(picture)).width}
-            for name, picture in figures.items()
-            if faces or name not in _OF_FACES
-        },
+        "figures": {name: _embedded(picture) for name, picture in figures.items() if faces or name not in _OF_FACES},
         "faces": faces,
     }
 
@@ -78,12 +74,18 @@ def _draw_curves(run: FinishedRun) -> bytes | None:
     figure = draw_curves(run.curves)
     if figure is None:
         return None
-    picture = io.BytesIO()
-    render(figure).save(picture, "PNG")
+    picture = encode(render(figure))
     (run.folder / FIGURES_FOLDER).mkdir(exist_ok=True)
     with atomic_write(run.folder / FIGURES_FOLDER / f"{CURVES_FIGURE}.png") as file:
-        file.write(picture.getbuffer())
-    return picture.getvalue()
+        file.write(picture)
+    return picture
+
+
+def _embedded(png: bytes) -> dict[str, Any]:
+    """A picture as the page holds it."""
+    content, kind = compact(png)
+    width = Image.open(io.BytesIO(png)).width
+    return {"source": f"data:image/{kind};base64,{base64.b64encode(content).decode()}", "width": width}
 
 
 def _fill(template: str, content: dict[str, Any]) -> str:

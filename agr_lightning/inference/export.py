@@ -1,0 +1,55 @@
+"""A checkpoint -> one file that travels."""
+
+from pathlib import Path
+
+from agr_lightning.checkpoints import find_checkpoint, read_facts, splits_of
+from agr_lightning.errors import UserError
+from agr_lightning.models.packed import PACKED_SUFFIX, pack, write_packed
+from agr_lightning.models.weights import NETWORK_PREFIX, read_torch_file
+
+# Training learns from the first; the second chooses the weights and calibrates them.
+_SEEN_LISTS = ("train.txt", "val.txt")
+
+
+def export(named: str, output: str) -> str:
+    """Writes a checkpoint's network into one file.
+
+    Args:
+        named: checkpoint file, run folder, ``best`` or ``last``.
+        output: a .safetensors file: weights in 16 bits, which load without running code, and what they are of.
+
+    Returns:
+        A sentence on what was written.
+
+    Raises:
+        UserError: when the checkpoint cannot be read or found, its run's split lists are missing, or for another
+            kind of output.
+    """
+    path = Path(output).expanduser()
+    if path.suffix != PACKED_SUFFIX:
+        raise UserError(f"--output {output} must end in {PACKED_SUFFIX}.")
+    if not path.parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {path.parent}.")
+    facts = read_facts(find_checkpoint(named, Path()))
+    if facts.packed is not None:
+        raise UserError(f"--ckpt_path {named} is an exported file already; name a checkpoint.")
+    content = read_torch_file(facts.path, "--ckpt_path")
+    state = content["state_dict"]
+    assert isinstance(state, dict)
+    network = {name.removeprefix(NETWORK_PREFIX): v for name, v in state.items() if name.startswith(NETWORK_PREFIX)}
+    epoch = content.get("epoch")
+    packed = pack(facts.model, facts.data, epoch if isinstance(epoch, int) else None, network, _seen(facts.path))
+    write_packed(path, packed)
+    return (
+        f"{path}: {path.stat().st_size / 1e6:.1f} MB, {facts.model['backbone']}, trained on {len(packed.seen):,} images"
+    )
+
+
+def _seen(checkpoint: Path) -> list[str]:
+    lists = splits_of(checkpoint)
+    if lists is None or not all((lists / name).is_file() for name in _SEEN_LISTS):
+        raise UserError(
+            f"--ckpt_path {checkpoint} lies in no run folder with splits/: without them nobody could tell which images "
+            "it may not be tested on. Leave the checkpoint in the folder of its run."
+        )
+    return [line for name in _SEEN_LISTS for line in (lists / name).read_text("utf-8", "surrogateescape").splitlines()]

@@ -1,0 +1,169 @@
+"""Trained weights in one file that travels, and those that are used where none are named."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from agr_lightning.files import name_digests
+from agr_lightning.models.packed import read_packed
+from tests.conftest import copy_run
+
+Run = Callable[..., tuple[int, str, str]]
+
+QUIET = ("--trainer.enable_progress_bar", "false")
+
+
+@pytest.fixture
+def packed(trained: Path, here: Path, run: Run) -> Path:
+    copy_run(trained, here)
+    code, out, err = run("export", "--ckpt_path", "best", "--output", "faces.safetensors")
+    assert code == 0, err
+    assert out == "faces.safetensors: agr_cnn, 7.0 MB, which has seen 1,080 images\n"
+    return here / "faces.safetensors"
+
+
+def _rows(run: Path) -> list[dict[str, str]]:
+    with (run / "predictions.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def _results(run: Path) -> Any:
+    return json.loads((run / "results.json").read_text())
+
+
+def test_predictions_are_those_of_the_checkpoint(packed: Path, cards: Path, here: Path, run: Run) -> None:
+    for weights in ("best", str(packed)):
+        code, _, err = run("predict", "--ckpt_path", weights, "--data.predict_path", str(cards), *QUIET)
+        assert code == 0, err
+    before, after = (_rows(here / "lightning_logs" / f"version_{n}") for n in (1, 2))
+    assert len(before) == len(after) == 120
+    for one, other in zip(before, after, strict=True):
+        assert one["path"] == other["path"]
+        for name in ("age", "age_low", "age_high"):
+            assert float(one[name]) == pytest.approx(float(other[name]), abs=0.1)
+        for name in ("prob_male", "prob_white", "prob_others"):
+            assert float(one[name]) == pytest.approx(float(other[name]), abs=0.01)
+
+
+def test_a_test_gives_the_figures_of_the_checkpoint(packed: Path, trained: Path, here: Path, run: Run) -> None:
+    code, out, err = run("test", "--ckpt_path", str(packed), "--data.synthetic", "1200", *QUIET)
+    assert code == 0, err
+    before, after = _results(trained), _results(here / "lightning_logs" / "version_1")
+    assert "left out" not in out and after["test_set"] == before["test_set"]
+    assert after["checkpoint"] == str(packed) and after["epoch"] == before["epoch"]
+    for name in ("age_mae", "gender_acc", "race_acc", "age_coverage"):
+        assert after["metrics"][name] == pytest.approx(before["metrics"][name], abs=0.02)
+
+
+def test_nothing_is_tested_on_what_it_was_trained_on(packed: Path, trained: Path, here: Path, run: Run) -> None:
+    lists = {side: (trained / "splits" / f"{side}.txt").read_text().split() for side in ("train", "val", "test")}
+    folder = next(path for path in Path(_config_root(here)).glob("cards-v1-1200-*") if path.is_dir())
+    (here / "mixed" / "below").mkdir(parents=True)
+    for name in (*lists["train"][:5], *lists["val"][:3], *lists["test"][:10]):
+        shutil.copy(next(folder.rglob(name)), here / "mixed" / "below" / name)
+    code, out, err = run("test", "--ckpt_path", str(packed), "--data.test_root", "mixed", *QUIET)
+    assert code == 0, err
+    assert "8 test images left out, because these weights were trained on them" in out
+    assert _results(here / "lightning_logs" / "version_1")["n"] == 10
+    for name in lists["test"]:
+        (here / "mixed" / "below" / name).unlink(missing_ok=True)
+    code, _, err = run("test", "--ckpt_path", str(packed), "--data.test_root", "mixed", *QUIET)
+    assert code == 1 and "no images for test" in err
+
+
+def _config_root(here: Path) -> str:
+    import os
+
+    return os.environ["XDG_CACHE_HOME"] + "/agr_lightning"
+
+
+def test_the_file_holds_weights_and_facts_and_nobody_s_folders(packed: Path, trained: Path) -> None:
+    checkpoint = trained / "checkpoints" / "best.ckpt"
+    assert packed.stat().st_size < 0.2 * checkpoint.stat().st_size
+    content = packed.read_bytes()
+    assert str(trained).encode() not in content and b"/tmp" not in content and b"synthetic" not in content
+    found = read_packed(packed, "--ckpt_path")
+    assert found.model["backbone"] == "agr_cnn" and found.data == {
+        "image_size": 48,
+        "grayscale": False,
+        "age_min": 0,
+        "age_max": 116,
+    }
+    assert set(found.seen) == set(name_digests((trained / "splits" / "train.txt").read_text().split())) | set(
+        name_digests((trained / "splits" / "val.txt").read_text().split())
+    )
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    for name, value in found.state.items():
+        there = state[f"network.{name}"]
+        assert torch.equal(value, there) if value.ndim <= 1 and not there.isnan().any() else value.dtype == there.dtype
+
+
+def test_training_can_start_from_it(packed: Path, run: Run) -> None:
+    options = (
+        "--data.synthetic",
+        "60",
+        "--data.image_size",
+        "48",
+        "--trainer.max_steps",
+        "1",
+        "--data.num_workers",
+        "0",
+    )
+    code, out, err = run("fit", "--model.weights", str(packed), *options, *QUIET)
+    assert code == 0, err
+    assert "loaded the backbone and the heads for age, gender, race\n" in out
+
+
+def test_the_weights_in_the_box_are_used_where_none_are_named(
+    packed: Path, cards: Path, here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agr_lightning.checkpoints.BOX", packed)
+    code, out, err = run("predict", "--data.predict_path", str(cards), *QUIET)
+    assert code == 0, err
+    assert "Checkpoint   faces.safetensors" in out and len(_rows(here / "lightning_logs" / "version_1")) == 120
+    monkeypatch.setattr("agr_lightning.checkpoints.BOX", here / "trimmed.safetensors")
+    code, _, err = run("predict", "--data.predict_path", str(cards), *QUIET)
+    assert code == 1 and "this installation has no trained weights" in err and err.count("\n") == 1
+
+
+def test_files_that_are_something_else(packed: Path, here: Path, run: Run) -> None:
+    tensors = load_file(packed)
+    save_file(tensors, here / "plain.safetensors")
+    save_file(tensors, here / "newer.safetensors", {"agr_lightning": '{"format": "99"}'})
+    (here / "cut.safetensors").write_bytes(packed.read_bytes()[:5000])
+    (here / "empty.safetensors").touch()
+    for name, message in (
+        ("plain", "holds weights, but does not say of what"),
+        ("newer", "is of another version of this project (its format is 99, this version reads 1)"),
+        ("cut", "is no safetensors file, or is damaged or cut short"),
+        ("empty", "is no safetensors file, or is damaged or cut short"),
+        ("gone", "does not exist"),
+    ):
+        code, _, err = run("predict", "--ckpt_path", f"{name}.safetensors", "--data.predict_path", "x", *QUIET)
+        assert code == 1 and message in err and err.count("\n") == 1, err
+    code, _, err = run("fit", "--ckpt_path", str(packed), "--data.synthetic", "60", *QUIET)
+    assert code == 1 and "holds weights, but no run to go on with" in err
+
+
+def test_exports_that_cannot_be(packed: Path, here: Path, run: Run) -> None:
+    run_folder = here / "lightning_logs" / "version_0"
+    shutil.copy(run_folder / "checkpoints" / "best.ckpt", here / "alone.ckpt")
+    for options, message in (
+        (("--ckpt_path", "best", "--output", "x.bin"), "--output x.bin must end in .safetensors"),
+        (("--ckpt_path", "best", "--output", "no/x.safetensors"), "there is no folder no"),
+        (("--ckpt_path", "alone.ckpt", "--output", "x.safetensors"), "lies in no run folder with splits/"),
+        (("--ckpt_path", str(packed), "--output", "x.safetensors"), "is an exported file already"),
+        (("--ckpt_path", "gone.ckpt", "--output", "x.safetensors"), "gone.ckpt does not exist"),
+    ):
+        code, out, err = run("export", *options)
+        assert code == 1 and message in err and err.count("\n") == 1 and not out
+    assert not list(here.glob("x.*"))
+    code, _, err = run("export", "--output", "x.safetensors")
+    assert code == 2 and "--ckpt_path" in err
