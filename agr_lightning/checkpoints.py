@@ -1,20 +1,20 @@
 """Which checkpoint the user means, and what it says of itself."""
 
 import contextlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from typing import cast
 
 from agr_lightning.errors import UserError
-from agr_lightning.files import Json, atomic_write
+from agr_lightning.files import Json
+from agr_lightning.models.packed import PACKED_SUFFIX, Packed, read_packed
 from agr_lightning.models.weights import NETWORK_PREFIX, read_torch_file
 from agr_lightning.run_files import CHECKPOINTS_FOLDER, RUNS_FOLDER, SPLITS_FOLDER, run_of
 
 BEST, LAST = "best", "last"
+
+# The weights that are used where no checkpoint is named.
+BOX = Path(__file__).parent / "weights" / f"agr{PACKED_SUFFIX}"
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,13 @@ class CheckpointFacts:
         path: the file.
         model: the arguments of AGRModule.
         data: the arguments of UTKFaceDataModule.
+        packed: what a file of weights that travel holds; None for a checkpoint.
     """
 
     path: Path
     model: dict[str, Json]
     data: dict[str, Json]
+    packed: Packed | None = None
 
 
 def find_checkpoint(named: str, root: Path) -> Path:
@@ -65,12 +67,29 @@ def find_checkpoint(named: str, root: Path) -> Path:
     return path
 
 
+def weights_in_the_box() -> Path:
+    """The trained network that is installed with this project.
+
+    Raises:
+        UserError: when this installation lacks it.
+    """
+    if not BOX.is_file():
+        raise UserError(
+            f"this installation has no trained weights ({BOX} is missing): install all of the project, or give "
+            f"--ckpt_path FILE, a run folder, '{BEST}' or '{LAST}'."
+        )
+    return BOX
+
+
 def read_facts(path: Path) -> CheckpointFacts:
     """Reads what a checkpoint says of itself, without running any code that is in it.
 
     Raises:
         UserError: when it is damaged, or not a checkpoint of this project.
     """
+    if path.suffix == PACKED_SUFFIX:
+        packed = read_packed(path, "--ckpt_path")
+        return CheckpointFacts(path, packed.model, packed.data, packed)
     content = read_torch_file(path, "--ckpt_path")
     state, model = content.get("state_dict"), content.get("hyper_parameters")
     if not isinstance(state, dict) or not isinstance(model, dict) or "backbone" not in model:
@@ -106,18 +125,6 @@ def reserve_run(root: Path) -> int:
         raise UserError(
             f"no run folder can be made in {runs} ({error.strerror}); choose a place with --trainer.default_root_dir."
         ) from None
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints whole or not at all: a full disk leaves the one before."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Writes a checkpoint under its name when all of it is on the disk."""
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(Path(path)) as file:
-            file.write(content.getbuffer())
 
 
 def splits_of(checkpoint: Path) -> Path | None:

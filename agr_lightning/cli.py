@@ -21,6 +21,7 @@ COMMANDS = {
     "predict": "predict for a photo or a folder of face crops: predictions.csv",
     "audit": "say what is wrong with a data folder",
     "compare": "one table of tested runs: figures, groups, size and speed",
+    "export": "a checkpoint's network in one small file that travels",
     "report": "a page and a model card of a tested run: report.html, MODEL_CARD.md",
 }
 
@@ -156,8 +157,29 @@ def _report(options: list[str]) -> int:
     return 0
 
 
+def _export(options: list[str]) -> int:
+    parser = _Parser(
+        f"{_PROGRAM} export",
+        description="Writes the network of a checkpoint, in 16 bits and without what only training needs, into one "
+        "file that loads without running code. --ckpt_path of test and predict takes it, and so does --model.weights.",
+    )
+    parser.add_argument("--ckpt_path", metavar="FILE", required=True, help="checkpoint, run folder, best or last")
+    parser.add_argument("--output", metavar="FILE.safetensors", required=True, help="the file to write")
+    chosen = parser.parse_args(options)
+
+    from agr_lightning.inference.export import export
+
+    print(export(chosen.ckpt_path, chosen.output))
+    return 0
+
+
 # The commands that are not LightningCLI's.
-_PLAIN: dict[str, Callable[[list[str]], int]] = {"audit": _audit, "compare": _compare, "report": _report}
+_PLAIN: dict[str, Callable[[list[str]], int]] = {
+    "audit": _audit,
+    "compare": _compare,
+    "export": _export,
+    "report": _report,
+}
 
 
 def _fail(message: str, code: int = 1) -> int:

@@ -3,14 +3,18 @@
 import contextlib
 import errno
 import glob
+import hashlib
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from agr_lightning.errors import UserError
 
@@ -34,6 +38,12 @@ def cache_folder(cache_dir: str | None) -> Path:
             f"the cache folder {folder} cannot be made ({error.strerror}); choose one with --data.cache_dir."
         ) from None
     return folder
+
+
+def name_digests(names: Iterable[str]) -> NDArray[np.int64]:
+    """A number for each file name, whatever its folder, int64 ``(n,)``; two names share one with a chance of 2^-64."""
+    plain = (name.rpartition("/")[2].encode("utf-8", "surrogateescape") for name in names)
+    return np.array([int.from_bytes(hashlib.sha256(name).digest()[:8], signed=True) for name in plain], np.int64)
 
 
 def walk_files(folder: Path) -> Iterator[str]:

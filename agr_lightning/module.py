@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning
@@ -23,6 +24,7 @@ from agr_lightning.models.age import AgeLossName, AgeReadout, head_for
 from agr_lightning.models.backbones import BackboneName
 from agr_lightning.models.losses import JointLoss, LossWeights, Weighting, balanced_weights
 from agr_lightning.models.network import AGRNetwork, Predictions
+from agr_lightning.models.packed import Packed
 from agr_lightning.models.weights import Start
 from agr_lightning.optimization import (
     BACKBONE,
@@ -61,6 +63,8 @@ class AGRModule(lightning.LightningModule):
         weight_decay: on all weights but biases and normalisation; null for 0.05, or what another optimizer's arguments
             say.
         dropout: probability of dropping a feature before the heads.
+        mirror: in evaluation, average what is found in an image and in its mirror image: a little better, at twice the
+            time.
         backbone_learning_rate: another learning rate for the backbone; null for that of the heads.
         freeze_epochs: keep the backbone as it is for so many epochs, while the heads learn.
         optimizer: another optimizer than AdamW, by class path.
@@ -90,6 +94,7 @@ class AGRModule(lightning.LightningModule):
         learning_rate: float | None = None,
         weight_decay: float | None = None,
         dropout: float = 0.2,
+        mirror: bool = False,
         backbone_learning_rate: float | None = None,
         freeze_epochs: int = 0,
         optimizer: OptimizerCallable | None = None,
@@ -130,6 +135,7 @@ class AGRModule(lightning.LightningModule):
             "age_readout": age_readout or "mean",
             "image_size": input_size,
             "grayscale": grayscale,
+            "mirror": mirror,
         }
         self.network = AGRNetwork(**self.network_options)  # type: ignore[arg-type]
         self.loss = JointLoss(age_loss, loss_weights, label_smoothing, loss_weighting, self.tasks)
@@ -142,6 +148,7 @@ class AGRModule(lightning.LightningModule):
         self.table = PredictionTable()
         self._seed = 0
         self.checkpoint_epoch: int | None = None
+        self.loaded_from: Path | None = None
         self._calibration: dict[str, Tensor] | None = None
         self._resumed: dict[str, Any] | None = None
 
@@ -231,6 +238,11 @@ class AGRModule(lightning.LightningModule):
             checkpoint["how"] = describe_run(self.trainer)
         for name, value in (self._calibration or {}).items():
             checkpoint["state_dict"][_CALIBRATION + name] = value  # as in on_train_end
+
+    def take(self, packed: Packed, path: Path) -> None:
+        """Takes the weights that a file holds."""
+        self.network.load_state_dict(packed.state)
+        self.checkpoint_epoch, self.loaded_from = packed.epoch, path
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.checkpoint_epoch = int(checkpoint["epoch"])

@@ -22,16 +22,17 @@ from agr_lightning.callbacks.run_folder import run_folder
 from agr_lightning.callbacks.splits import SplitWriter
 from agr_lightning.callbacks.test_report import TestReport
 from agr_lightning.callbacks.training_curves import TrainingCurves
+from agr_lightning.checkpoint_io import AtomicCheckpointIO
 from agr_lightning.checkpoint_options import check_fit_together, options_of
 from agr_lightning.checkpoints import (
     BEST,
     LAST,
-    AtomicCheckpointIO,
     CheckpointFacts,
     find_checkpoint,
     read_facts,
     reserve_run,
     run_number,
+    weights_in_the_box,
 )
 from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.errors import UserError
@@ -92,13 +93,21 @@ class AGRCommandLine(LightningCLI):
             raise UserError(f"--seed_everything {options.seed_everything} must be 0 to {2**32 - 1}.")
         self.root = Path(options.trainer.default_root_dir or ".")
         self.facts: CheckpointFacts | None = None
-        if options.ckpt_path is not None:
-            self.facts = read_facts(find_checkpoint(str(options.ckpt_path), self.root))
+        if options.ckpt_path is not None or self.command in ("test", "predict"):
+            named = options.ckpt_path
+            path = weights_in_the_box() if named is None else find_checkpoint(str(named), self.root)
+            self.facts = read_facts(path)
             subparser = self._parser(self.command)
             subparser.set_defaults(options_of(self.facts, options, subparser))
         super().parse_arguments(parser, args)
         if self.facts is not None:
-            self.config[self.command].ckpt_path = str(self.facts.path)
+            packed = self.facts.packed is not None
+            if packed and self.command == "fit":
+                raise UserError(
+                    f"--ckpt_path {self.facts.path} holds weights, but no run to go on with: start a new one from them "
+                    "with --model.weights."
+                )
+            self.config[self.command].ckpt_path = None if packed else str(self.facts.path)
             check_fit_together(self.facts, self.config[self.command])
         elif self.command != "fit":
             raise UserError(
@@ -106,6 +115,9 @@ class AGRCommandLine(LightningCLI):
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        if self.facts is not None and self.facts.packed is not None:
+            self.model.take(self.facts.packed, self.facts.path)
+            self.datamodule.leave_out(self.facts.packed.seen)
         # Before there are other processes, which would be left waiting if this fails.
         self.datamodule.setup(self.command)
         if self.command == "fit" and self.config.fit.test_after_fit:

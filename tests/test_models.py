@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from agr_lightning.errors import UserError
-from agr_lightning.labels import MISSING, Task
+from agr_lightning.labels import MISSING, TASKS, Task
 from agr_lightning.models.age import AGES
 from agr_lightning.models.backbones import BACKBONES, IMAGENET_WEIGHTS, BackboneName, build_backbone, plan_of
 from agr_lightning.models.losses import JointLoss, LossWeights, balanced_weights
@@ -75,6 +75,21 @@ def test_colour_does_not_matter_to_a_grey_network() -> None:
     coloured.load_state_dict(network.state_dict())
     assert torch.allclose(coloured(grey)["race"], network(grey)["race"], atol=1e-5)
     assert not torch.allclose(coloured(IMAGES)["race"], network(IMAGES)["race"], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["agr_cnn", "two_branch_cnn"])
+def test_a_mirrored_network_averages_an_image_and_its_mirror_image(name: BackboneName) -> None:
+    once, twice = (
+        AGRNetwork(name, age_head="distribution").eval(),
+        AGRNetwork(name, age_head="distribution", mirror=True),
+    )
+    twice.load_state_dict(once.state_dict())
+    left, right, both = once(IMAGES), once(IMAGES.flip(3)), twice.eval()(IMAGES)
+    for task in TASKS:
+        assert torch.allclose(both[task], (left[task] + right[task]) / 2, atol=1e-4)
+    assert not torch.allclose(left["race"], right["race"], atol=1e-4)
+    assert torch.allclose(twice.predict(IMAGES.flip(3)).age, twice.predict(IMAGES).age, atol=1e-3)
+    assert twice.train()(IMAGES)["age"].shape == both["age"].shape
 
 
 def test_a_frozen_backbone_keeps_weights_and_statistics() -> None:

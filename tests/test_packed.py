@@ -25,7 +25,7 @@ def packed(trained: Path, here: Path, run: Run) -> Path:
     copy_run(trained, here)
     code, out, err = run("export", "--ckpt_path", "best", "--output", "faces.safetensors")
     assert code == 0, err
-    assert out == "faces.safetensors: agr_cnn, 7.0 MB, which has seen 1,080 images\n"
+    assert out == "faces.safetensors: 7.0 MB, agr_cnn, trained on 1,080 images\n"
     return here / "faces.safetensors"
 
 

@@ -51,11 +51,11 @@ class TestReport(lightning.Callback):
         _log.info(summary(results))
 
     def _facts(self, trainer: lightning.Trainer, module: AGRModule) -> RunFacts:
-        checkpoint = trainer.ckpt_path
+        checkpoint = trainer.ckpt_path or module.loaded_from
         fit = module.network.calibration
         threshold = float(fit.adult_threshold)
         return RunFacts(
-            checkpoint=str(checkpoint) if checkpoint is not None else "",
+            checkpoint=str(checkpoint or ""),
             epoch=module.checkpoint_epoch,
             model=module.network_options,
             parameters=sum(parameter.numel() for parameter in module.network.parameters()),

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import lightning
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -156,6 +158,10 @@ class UTKFaceDataModule(lightning.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[PhotoBatch]:
         dataset = PhotoDataset(self._photos, self._image_size, self._grayscale)
         return self._loader(dataset, EvalSampler(len(dataset), *self._rank()))
+
+    def leave_out(self, seen: NDArray[np.int64]) -> None:
+        """Keeps photos out of the test, before it is read: those whose name has one of these ``name_digests``."""
+        self._sources.seen = seen
 
     # ------------------------------------------------------------------ what callbacks ask
 

@@ -13,6 +13,7 @@ from agr_lightning.data.index import Index, build_index, shared_photos
 from agr_lightning.data.samples import Samples
 from agr_lightning.data.splits import Side, Split, SplitOptions, make_split
 from agr_lightning.errors import UserError
+from agr_lightning.files import name_digests
 from agr_lightning.labels import AGE_MAX, AGE_MIN
 
 _log = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ class Sources:
         self._indexes: dict[str, Index] = {}
         self._images: dict[Path, NDArray[np.uint8]] = {}
         self._split: Split | None = None
+        # Digests of the names of photos that do not belong into the test.
+        self.seen = np.empty(0, np.int64)
 
     def __getstate__(self) -> dict[str, object]:
         # Where processes are spawned, each opens the cache itself: pickling would copy all of it.
@@ -62,7 +65,8 @@ class Sources:
             UserError: when there are no images, or no split can be made of them.
         """
         if self._split is None:
-            self._split = self._make_split(stage)
+            split = self._make_split(stage)
+            self._split = split | {"test": self._unseen(split["test"])} if len(self.seen) else split
         return self._split
 
     def fill_cache(self) -> None:
@@ -124,6 +128,15 @@ class Sources:
             _log.info(f"{main.root}: {shared.sum():,} images left out, because {others[0].root} shows the same photos")
         options = replace(self._options, test_fraction=0.0)
         return make_split(main.samples.take(~shared), options, ("train", "val")) | {"test": self._of_age(others[0])}
+
+    def _unseen(self, test: Samples) -> Samples:
+        """The test without the photos that are called like one of ``seen``, or are copies of one that is."""
+        everyone = next(i.samples for i in self._indexes.values() if i.samples.folder == test.folder)
+        groups = everyone.group[np.isin(name_digests(everyone.names), self.seen)]
+        unseen = test.take(~np.isin(test.group, groups))
+        if len(unseen) < len(test):
+            _log.info(f"{len(test) - len(unseen):,} test images left out, because these weights were trained on them")
+        return unseen
 
     def _of_age(self, index: Index) -> Samples:
         """All of a test root, within the ages that are used."""

@@ -48,6 +48,7 @@ class AGRNetwork(nn.Module):
         age_readout: how an age is read from the last two.
         image_size: side of the images, pixels; other sizes fit all backbones but those made for one.
         grayscale: whether the colour of the images is left out.
+        mirror: whether evaluation averages the heads' outputs for an image and its mirror image, at twice the cost.
 
     Attributes:
         calibration: what was measured on validation images and is applied by ``read``.
@@ -70,10 +71,11 @@ class AGRNetwork(nn.Module):
         age_readout: AgeReadout = "mean",
         image_size: int = 128,
         grayscale: bool = False,
+        mirror: bool = False,
     ) -> None:
         super().__init__()
         self.tasks = check_tasks(list(tasks))
-        self.grayscale = grayscale
+        self.grayscale, self.mirror = grayscale, mirror
         self.frozen = self._detached = False
         self.register_buffer("pixel_mean", torch.tensor(_PIXEL_MEAN).view(1, 3, 1, 1))
         self.register_buffer("pixel_std", torch.tensor(_PIXEL_STD).view(1, 3, 1, 1))
@@ -120,8 +122,12 @@ class AGRNetwork(nn.Module):
         pixels = images.float()
         if self.grayscale:
             pixels = (pixels * self.luma).sum(1, keepdim=True).expand_as(pixels)
+        pixels = (pixels - self.pixel_mean) / self.pixel_std
+        twice = self.mirror and not self.training
+        if twice:
+            pixels = torch.cat((pixels, pixels.flip(3)))
         with torch.no_grad() if self._detached else contextlib.nullcontext():
-            found = self.backbone((pixels - self.pixel_mean) / self.pixel_std)
+            found = self.backbone(pixels)
         # A backbone with branches has features for each task; others share theirs, and what is dropped of them.
         shared = self.dropout(found) if isinstance(found, Tensor) else None
         outputs: dict[Task, Tensor] = {}
@@ -129,7 +135,8 @@ class AGRNetwork(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             for task in self.tasks:
                 features = self.dropout(found[task]) if shared is None else shared
-                outputs[task] = self.heads[task](features.float())
+                output = self.heads[task](features.float())
+                outputs[task] = output.unflatten(0, (2, -1)).mean(0) if twice else output
         return outputs
 
     def read(self, outputs: dict[Task, Tensor]) -> Predictions:

@@ -14,6 +14,7 @@ from agr_lightning.errors import UserError
 from agr_lightning.labels import TASKS
 from agr_lightning.models.backbones import IMAGENET_WEIGHTS, BackboneName
 from agr_lightning.models.network import AGRNetwork
+from agr_lightning.models.packed import SEEN
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def _read_safetensors(path: Path, option: str) -> dict[str, object]:
     if not path.is_file():
         raise UserError(f"{option} {path} does not exist.")
     try:
-        return dict(safetensors.torch.load_file(path))
+        return {name: value for name, value in safetensors.torch.load_file(path).items() if name != SEEN}
     except SafetensorError:
         raise UserError(f"{option} {path} is no safetensors file, or is damaged or cut short.") from None
 
