@@ -95,8 +95,8 @@ class AGRCommandLine(LightningCLI):
         self.facts: CheckpointFacts | None = None
         if options.ckpt_path is not None or self.command in ("test", "predict"):
             named = options.ckpt_path
-            path = weights_in_the_box() if named is None else find_checkpoint(str(named), self.root)
-            self.facts = read_facts(path)
+            self.boxed = named is None
+            self.facts = read_facts(weights_in_the_box() if named is None else find_checkpoint(str(named), self.root))
             subparser = self._parser(self.command)
             subparser.set_defaults(options_of(self.facts, options, subparser))
         super().parse_arguments(parser, args)
@@ -175,7 +175,8 @@ class AGRCommandLine(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if self.facts is not None:
-            _log.info(f"Checkpoint   {_short(self.facts.path)}")
+            origin = "none named, so the weights that come with this project: " if self.boxed else ""
+            _log.info(f"Checkpoint   {origin}{_short(self.facts.path)}")
         try:
             super()._run_subcommand(subcommand)
         except SystemExit:  # Lightning's answer to Ctrl-C

@@ -39,7 +39,7 @@ def test_help_and_version(run: Run) -> None:
 def test_every_option_of_ours_has_a_sentence_and_a_default(run: Run, command: str) -> None:
     code, out, _ = run(command, "--help")
     assert code == 0
-    if command in ("audit", "compare", "report"):
+    if command in ("audit", "compare", "export", "report"):
         assert ("--no_faces" if command == "report" else "--output") in out
         return
     entries = [" ".join(entry.split()) for entry in re.split(r"^  (?=--)", out, flags=re.MULTILINE)]
@@ -112,7 +112,7 @@ MISTAKES = [
     (("report", "nowhere"), "nowhere does not exist; name run folders"),
     (("report",), "the following arguments are required: RUN"),
     (("compare", "a", "--outptu", "b"), "unrecognized arguments: --outptu b"),
-    (("test", "--data.synthetic", "120"), "`test` needs weights: give --ckpt_path"),
+    (("validate", "--data.synthetic", "120"), "`validate` needs weights: give --ckpt_path"),
     (("test", "--ckpt_path", "best"), "--ckpt_path best: no run under lightning_logs has a best.ckpt"),
     (("test", "--ckpt_path", "nowhere.ckpt"), "--ckpt_path nowhere.ckpt does not exist"),
     (("audit", "nowhere"), "DIR nowhere does not exist"),
@@ -195,7 +195,7 @@ def test_a_full_disk_is_one_line(run: Run, here: Path, monkeypatch: pytest.Monke
 def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     import resource
 
-    from agr_lightning.checkpoints import AtomicCheckpointIO
+    from agr_lightning.checkpoint_io import AtomicCheckpointIO
 
     path = tmp_path / "best.ckpt"
     AtomicCheckpointIO().save_checkpoint({"state": torch.ones(10)}, path)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from agr_lightning.checkpoints import BOX
 from agr_lightning.files import name_digests
+from agr_lightning.labels import TASKS
 from agr_lightning.models.packed import read_packed
 from tests.conftest import copy_run
 
@@ -57,14 +60,17 @@ def test_a_test_gives_the_figures_of_the_checkpoint(packed: Path, trained: Path,
     assert code == 0, err
     before, after = _results(trained), _results(here / "lightning_logs" / "version_1")
     assert "left out" not in out and after["test_set"] == before["test_set"]
-    assert after["checkpoint"] == str(packed) and after["epoch"] == before["epoch"]
+    assert (here / "lightning_logs" / "version_1" / after["checkpoint"]).resolve() == packed
+    assert after["epoch"] == before["epoch"]
     for name in ("age_mae", "gender_acc", "race_acc", "age_coverage"):
         assert after["metrics"][name] == pytest.approx(before["metrics"][name], abs=0.02)
 
 
 def test_nothing_is_tested_on_what_it_was_trained_on(packed: Path, trained: Path, here: Path, run: Run) -> None:
     lists = {side: (trained / "splits" / f"{side}.txt").read_text().split() for side in ("train", "val", "test")}
-    folder = next(path for path in Path(_config_root(here)).glob("cards-v1-1200-*") if path.is_dir())
+    folder = next(
+        path for path in Path(os.environ["XDG_CACHE_HOME"], "agr_lightning").glob("cards-v1-1200-*") if path.is_dir()
+    )
     (here / "mixed" / "below").mkdir(parents=True)
     for name in (*lists["train"][:5], *lists["val"][:3], *lists["test"][:10]):
         shutil.copy(next(folder.rglob(name)), here / "mixed" / "below" / name)
@@ -76,12 +82,6 @@ def test_nothing_is_tested_on_what_it_was_trained_on(packed: Path, trained: Path
         (here / "mixed" / "below" / name).unlink(missing_ok=True)
     code, _, err = run("test", "--ckpt_path", str(packed), "--data.test_root", "mixed", *QUIET)
     assert code == 1 and "no images for test" in err
-
-
-def _config_root(here: Path) -> str:
-    import os
-
-    return os.environ["XDG_CACHE_HOME"] + "/agr_lightning"
 
 
 def test_the_file_holds_weights_and_facts_and_nobody_s_folders(packed: Path, trained: Path) -> None:
@@ -127,7 +127,10 @@ def test_the_weights_in_the_box_are_used_where_none_are_named(
     monkeypatch.setattr("agr_lightning.checkpoints.BOX", packed)
     code, out, err = run("predict", "--data.predict_path", str(cards), *QUIET)
     assert code == 0, err
-    assert "Checkpoint   faces.safetensors" in out and len(_rows(here / "lightning_logs" / "version_1")) == 120
+    assert (
+        "none named, so the weights that come with this project: faces.safetensors" in out
+        and len(_rows(here / "lightning_logs" / "version_1")) == 120
+    )
     monkeypatch.setattr("agr_lightning.checkpoints.BOX", here / "trimmed.safetensors")
     code, _, err = run("predict", "--data.predict_path", str(cards), *QUIET)
     assert code == 1 and "this installation has no trained weights" in err and err.count("\n") == 1
@@ -167,3 +170,24 @@ def test_exports_that_cannot_be(packed: Path, here: Path, run: Run) -> None:
     assert not list(here.glob("x.*"))
     code, _, err = run("export", "--output", "x.safetensors")
     assert code == 2 and "--ckpt_path" in err
+
+
+@pytest.mark.real_data
+def test_the_weights_in_the_box_are_as_good_as_they_say(utkface: Path, here: Path, run: Run) -> None:
+    code, out, err = run("test", "--data.test_root", str(utkface), "--data.num_workers", "0", *QUIET)
+    assert code == 0, err
+    said = json.loads(BOX.with_name("agr.results.json").read_text())
+    found = _results(here / "lightning_logs" / "version_0")
+    # All that they have not seen, which is the test set that their figures are of.
+    assert "test images left out, because these weights were trained on them" in out
+    assert found["test_set"] == said["test_set"] and found["n"] == said["n"]
+    for name, value in said["metrics"].items():
+        if name != "intervals":
+            assert found["metrics"][name] == pytest.approx(value, abs=0.02), name
+
+
+def test_the_box_is_complete_and_small() -> None:
+    files = {path.name for path in BOX.parent.iterdir()}
+    assert {"agr.safetensors", "agr.results.json", "agr.MODEL_CARD.md", "README.md"} <= files
+    assert sum(path.stat().st_size for path in BOX.parent.iterdir()) < 12e6
+    assert set(read_packed(BOX, "the box").model["tasks"]) == set(TASKS)

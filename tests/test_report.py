@@ -135,11 +135,12 @@ def test_photos_can_be_left_out(tested: Path, run: Run) -> None:
 def test_a_run_that_only_tested_knows_how_its_checkpoint_was_trained(tested: Path, here: Path, run: Run) -> None:
     code, _, err = run("test", "--ckpt_path", "best", "--trainer.enable_progress_bar", "false")
     assert code == 0, err
-    page, _ = _report(run, here / "lightning_logs" / "version_1")
+    (here / "lightning_logs").rename(here / "moved")
+    page, _ = _report(run, here / "moved" / "version_1")
     assert {"trained on", "training", "loss"} <= {row[0] for row in page.rows}
     assert len(page.pictures) == 9
-    shutil.rmtree(tested)
-    page, card = _report(run, here / "lightning_logs" / "version_1")
+    shutil.rmtree(here / "moved" / "version_0")
+    page, card = _report(run, here / "moved" / "version_1")
     assert "trained on" not in {row[0] for row in page.rows} and "not known here" in card
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from pathlib import Path
 
 import lightning
@@ -44,18 +45,19 @@ class TestReport(lightning.Callback):
         folder = run_folder(trainer)
         if folder is None:
             return
-        results = make_results(table, data.split["test"], self._facts(trainer, pl_module))
+        results = make_results(table, data.split["test"], self._facts(trainer, pl_module, folder))
         atomic_json(folder / RESULTS_FILE, results)
         self._draw(trainer, data, table, results, folder)
         _log_hyperparameters(trainer, pl_module, results)
         _log.info(summary(results))
 
-    def _facts(self, trainer: lightning.Trainer, module: AGRModule) -> RunFacts:
+    def _facts(self, trainer: lightning.Trainer, module: AGRModule, folder: Path) -> RunFacts:
         checkpoint = trainer.ckpt_path or module.loaded_from
         fit = module.network.calibration
         threshold = float(fit.adult_threshold)
         return RunFacts(
-            checkpoint=str(checkpoint or ""),
+            # From the run folder, so that runs can be moved together.
+            checkpoint=os.path.relpath(checkpoint, folder) if checkpoint else "",
             epoch=module.checkpoint_epoch,
             model=module.network_options,
             parameters=sum(parameter.numel() for parameter in module.network.parameters()),

@@ -51,9 +51,7 @@ def read_run(run: str) -> FinishedRun:
     """
     folder, results = read_results(run)
     checkpoint = results.get("checkpoint")
-    trained = folder
-    if isinstance(checkpoint, str) and checkpoint and (run_of(Path(checkpoint)) / CONFIG_FILE).is_file():
-        trained = run_of(Path(checkpoint))
+    trained = run_of(folder / checkpoint) if isinstance(checkpoint, str) and checkpoint else folder
     # A run that only tested has options and curves too, but no lists of who was in training.
     known = (trained / SPLITS_FOLDER).is_dir()
     return FinishedRun(

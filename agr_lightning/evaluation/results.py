@@ -34,7 +34,10 @@ _SHARES = ("age_cs5", "gender_acc", "race_acc", "age_coverage")
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What results.json says about the run beside the figures; ``model`` are the arguments of ``AGRNetwork``."""
+    """What results.json says about the run beside the figures.
+
+    ``checkpoint`` is a path from the run folder, ``model`` the arguments of ``AGRNetwork``.
+    """
 
     checkpoint: str
     epoch: int | None
