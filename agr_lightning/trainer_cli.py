@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
 from lightning.fabric.utilities import rank_zero_only
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from agr_lightning.callbacks.announcement import Announcement
 from agr_lightning.callbacks.predictions import PredictionWriter
+from agr_lightning.callbacks.run_config import RunConfig
 from agr_lightning.callbacks.run_folder import run_folder
 from agr_lightning.callbacks.splits import SplitWriter
 from agr_lightning.callbacks.test_report import TestReport
@@ -218,18 +218,6 @@ class AGRCommandLine(LightningCLI):
                 f"Next         {prefix}python -m agr_lightning predict --ckpt_path {_short(checkpoint)} "
                 "--data.predict_path FOLDER"
             )
-
-
-class RunConfig(SaveConfigCallback):
-    """Saves config.yaml, from which the command can be repeated."""
-
-    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
-        super().__init__(parser, config.clone(), config_filename=CONFIG_FILE, overwrite=True)
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self.config.ckpt_path = None  # a resumed run is repeated from its start
-        super().setup(trainer, pl_module, stage)
 
 
 def run(command: str, options: Sequence[str]) -> None:

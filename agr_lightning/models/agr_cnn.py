@@ -1,9 +1,11 @@
-"""`agr_cnn`: the project's own convolutional trunk, trained from scratch."""
+"""`agr_cnn` and `agr_cnn_small`: the project's own convolutional trunk, trained from scratch."""
 
 import torch
 from torch import Tensor, nn
 
-_WIDTHS = (32, 48, 96, 192, 384)
+# Channels of the stem and of the four stages.
+WIDTHS = (32, 48, 96, 192, 384)
+SMALL_WIDTHS = (24, 32, 64, 128, 224)
 _BLOCKS = (1, 1, 2, 1)
 
 
@@ -58,19 +60,20 @@ class ResidualBlock(nn.Module):
 class AGRCNN(nn.Module):
     """Residual trunk for face crops of about 64 to 224 pixels; made for 128.
 
-    A strided stem and four stages, each halving the resolution: 3.5 million parameters and 182 million
-    multiply-adds at 128x128.
+    A strided stem and four stages, each halving the resolution. With ``WIDTHS`` 3.5 million parameters and 182 million
+    multiply-adds at 128x128; with ``SMALL_WIDTHS`` 1.4 and 80 million.
 
-    Shape: ``(batch, 3, height, width)`` float to ``(batch, features)``.
+    Args:
+        widths: channels of the stem and of the four stages.
+
+    Shape: ``(batch, 3, height, width)`` float to ``(batch, widths[-1])``.
     """
 
-    features = _WIDTHS[-1]
-
-    def __init__(self) -> None:
+    def __init__(self, widths: tuple[int, ...] = WIDTHS) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, _WIDTHS[0], 3, 2, 1, bias=False), nn.BatchNorm2d(_WIDTHS[0]), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
         blocks = []
-        for inputs, outputs, depth in zip(_WIDTHS, _WIDTHS[1:], _BLOCKS, strict=False):
+        for inputs, outputs, depth in zip(widths, widths[1:], _BLOCKS, strict=False):
             blocks.append(ResidualBlock(inputs, outputs, stride=2))
             blocks.extend(ResidualBlock(outputs, outputs, stride=1) for _ in range(depth - 1))
         self.stages = nn.Sequential(*blocks)

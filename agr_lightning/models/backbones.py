@@ -10,11 +10,12 @@ from torchvision.models import WeightsEnum
 
 from agr_lightning.errors import UserError, did_you_mean
 from agr_lightning.labels import Task
-from agr_lightning.models.agr_cnn import AGRCNN
+from agr_lightning.models.agr_cnn import AGRCNN, SMALL_WIDTHS, WIDTHS
 from agr_lightning.models.plain_cnns import PlainCNN, TwoBranchCNN
 
 BackboneName = Literal[
     "agr_cnn",
+    "agr_cnn_small",
     "plain_cnn",
     "two_branch_cnn",
     "resnet18",
@@ -121,6 +122,10 @@ def _without_classes(network: nn.Module) -> Backbone:
     return Backbone(network, last.in_features)
 
 
+def _agr_cnn(widths: tuple[int, ...]) -> Plan:
+    return Plan(lambda tasks, image_size: Backbone(AGRCNN(widths), widths[-1]))
+
+
 def _vgg16_bn(tasks: tuple[Task, ...], image_size: int) -> Backbone:
     # The convolutions alone: 124 of its 138 million parameters are dense layers, for maps of 224-pixel images.
     network = models.vgg16_bn()
@@ -130,7 +135,8 @@ def _vgg16_bn(tasks: tuple[Task, ...], image_size: int) -> Backbone:
 
 
 _PLANS: dict[BackboneName, Plan] = {
-    "agr_cnn": Plan(lambda tasks, image_size: Backbone(AGRCNN(), AGRCNN.features)),
+    "agr_cnn": _agr_cnn(WIDTHS),
+    "agr_cnn_small": _agr_cnn(SMALL_WIDTHS),
     "plain_cnn": Plan(
         lambda tasks, image_size: Backbone(PlainCNN(image_size), PlainCNN.features), smallest=16, one_size=True
     ),
