@@ -1,12 +1,11 @@
 """What is wrong with a data folder: for a terminal, and whole in JSON."""
 
 from collections import Counter
-from pathlib import Path
 
 from agr_lightning.data.index import Index, build_index
 from agr_lightning.data.samples import Sample, Samples
 from agr_lightning.errors import UserError
-from agr_lightning.files import Json, atomic_json
+from agr_lightning.files import Json, atomic_json, user_path
 from agr_lightning.labels import AGE_BANDS, GENDERS, MISSING, RACES, age_band
 
 # How many single files or groups the terminal shows; the JSON has them all.
@@ -27,11 +26,11 @@ def audit(root: str, output: str | None = None, cache_dir: str | None = None) ->
     Raises:
         UserError: when the root holds no usable image, or the output cannot be written.
     """
-    if output is not None and not Path(output).expanduser().parent.is_dir():
+    if output is not None and not user_path(output).parent.is_dir():
         raise UserError(f"--output {output}: its folder does not exist.")
     index = build_index(root, cache_dir, "DIR")
     if output is not None:
-        atomic_json(Path(output).expanduser(), _as_json(index))
+        atomic_json(user_path(output), _as_json(index))
     return _as_text(index, output)
 
 

@@ -15,6 +15,8 @@ def options_of(facts: CheckpointFacts, given: Namespace, parser: LightningArgume
     """What a checkpoint was trained with, as defaults of the options; its own split first of all."""
     stored = {f"model.{name}": value for name, value in facts.model.items()}
     stored |= {f"data.{name}": value for name, value in facts.data.items()}
+    # They name code, and this project's checkpoints do not hold them.
+    stored = {name: value for name, value in stored.items() if name not in ("model.optimizer", "model.lr_scheduler")}
     weights = stored.pop("model.loss_weights", None)
     if isinstance(weights, dict):
         stored |= {f"model.loss_weights.{task}": weight for task, weight in weights.items()}
@@ -36,7 +38,9 @@ def options_of(facts: CheckpointFacts, given: Namespace, parser: LightningArgume
 def check_fit_together(facts: CheckpointFacts, options: Namespace) -> None:
     """Raises UserError when the options ask for another network than the checkpoint holds."""
     held, asked = facts.model, options.model
-    differing = [f"model.{name}" for name in ("backbone", "loss_weighting") if held.get(name) != asked[name]]
+    # An exported file does not say how it was trained, only what it is.
+    names = [name for name in ("backbone", "loss_weighting") if name in held]
+    differing = [f"model.{name}" for name in names if held[name] != asked[name]]
     if set(cast(list[str], held.get("tasks", []))) != set(asked.tasks):
         differing.append("model.tasks")
     if "age" in asked.tasks and _head(held.get("age_loss")) != _head(asked.age_loss):
@@ -48,8 +52,8 @@ def check_fit_together(facts: CheckpointFacts, options: Namespace) -> None:
     for name in differing:
         there = (facts.data if name.startswith("data.") else held).get(name.split(".")[1])
         raise UserError(
-            f"--ckpt_path {facts.path} was trained with --{name} {_shown(there)}, "
-            f"not {_shown(options[name])}: leave --{name} out."
+            f"{facts.called} was trained with --{name} {_shown(there)}, not {_shown(options[name])}: "
+            f"leave --{name} out."
         )
 
 

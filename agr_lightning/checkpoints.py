@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from agr_lightning.errors import UserError
-from agr_lightning.files import Json
+from agr_lightning.files import Json, user_path
 from agr_lightning.models.packed import PACKED_SUFFIX, Packed, read_packed
 from agr_lightning.models.weights import NETWORK_PREFIX, read_torch_file
 from agr_lightning.run_files import CHECKPOINTS_FOLDER, RUNS_FOLDER, SPLITS_FOLDER, run_of
@@ -14,6 +14,7 @@ from agr_lightning.run_files import CHECKPOINTS_FOLDER, RUNS_FOLDER, SPLITS_FOLD
 BEST, LAST = "best", "last"
 
 # The weights that are used where no checkpoint is named.
+IN_THE_BOX = "the network that comes with this project"
 BOX = Path(__file__).parent / "weights" / f"agr{PACKED_SUFFIX}"
 
 
@@ -32,6 +33,11 @@ class CheckpointFacts:
     model: dict[str, Json]
     data: dict[str, Json]
     packed: Packed | None = None
+
+    @property
+    def called(self) -> str:
+        """How to name it in a message."""
+        return IN_THE_BOX if self.path == BOX else f"--ckpt_path {self.path}"
 
 
 def find_checkpoint(named: str, root: Path) -> Path:
@@ -54,7 +60,7 @@ def find_checkpoint(named: str, root: Path) -> Path:
                 "Train one with `fit`, or name a file or run folder."
             )
         return numbered[max(numbered)]
-    path = Path(named).expanduser()
+    path = user_path(named)
     if path.is_dir():
         best = path / CHECKPOINTS_FOLDER / f"{BEST}.ckpt"
         if not best.is_file():
@@ -129,7 +135,7 @@ def reserve_run(root: Path) -> int:
 
 def splits_of(checkpoint: Path) -> Path | None:
     """The split lists of the run that a checkpoint lies in; None when it lies elsewhere."""
-    lists = run_of(checkpoint) / SPLITS_FOLDER
+    lists = run_of(checkpoint.resolve()) / SPLITS_FOLDER
     return lists if (lists / "test.txt").is_file() else None
 
 

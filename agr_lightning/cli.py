@@ -80,8 +80,8 @@ def main(args: Sequence[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             if error.filename is None:
                 raise
-            return _fail(f"{error.filename}: {error.strerror}.")
-        where = f" at {error.filename}" if error.filename else ""
+            return _fail(f"{os.fsdecode(error.filename)}: {error.strerror}.")
+        where = f" at {os.fsdecode(error.filename)}" if error.filename else ""
         return _fail(
             f"the disk is full{where}: free some space, or write elsewhere with --trainer.default_root_dir "
             "(runs) and --data.cache_dir (decoded images)."

@@ -24,13 +24,31 @@ _ABANDONED = 3600
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
+def user_path(text: str) -> Path:
+    """A path as somebody typed it, with ``~`` for a home folder; raises UserError where there is no such home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{text}: nobody here has such a home folder.") from None
+
+
+def check_readable(path: Path, option: str) -> None:
+    """Raises UserError, with the option that named it, for a file that is missing or cannot be read."""
+    if not path.is_file():
+        raise UserError(f"{option} {path} does not exist.")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"{option} {path} cannot be read ({error.strerror}).") from None
+
+
 def cache_folder(cache_dir: str | None) -> Path:
     """The folder for derived files, made if needed: ``cache_dir``, or one in the user's cache folder."""
     if cache_dir is None:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(base) / "agr_lightning"
     else:
-        folder = Path(cache_dir).expanduser()
+        folder = user_path(cache_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -65,7 +83,10 @@ def walk_files(folder: Path) -> Iterator[str]:
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears under its name only when the block ends without an error."""
     _sweep(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     partial = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:

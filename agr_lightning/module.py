@@ -148,7 +148,7 @@ class AGRModule(lightning.LightningModule):
         self.table = PredictionTable()
         self._seed = 0
         self.checkpoint_epoch: int | None = None
-        self.loaded_from: Path | None = None
+        self.loaded_from: str | Path | None = None
         self._calibration: dict[str, Tensor] | None = None
         self._resumed: dict[str, Any] | None = None
 
@@ -239,10 +239,10 @@ class AGRModule(lightning.LightningModule):
         for name, value in (self._calibration or {}).items():
             checkpoint["state_dict"][_CALIBRATION + name] = value  # as in on_train_end
 
-    def take(self, packed: Packed, path: Path) -> None:
+    def take(self, packed: Packed, origin: str | Path) -> None:
         """Takes the weights that a file holds."""
         self.network.load_state_dict(packed.state)
-        self.checkpoint_epoch, self.loaded_from = packed.epoch, path
+        self.checkpoint_epoch, self.loaded_from = packed.epoch, origin
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.checkpoint_epoch = int(checkpoint["epoch"])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from agr_lightning.errors import UserError
+from agr_lightning.files import user_path
 
 RUNS_FOLDER = "lightning_logs"
 
@@ -16,6 +17,12 @@ FIGURES_FOLDER = "figures"
 PREDICTIONS_FILE = "predictions.csv"
 REPORT_FILE = "report.html"
 CARD_FILE = "MODEL_CARD.md"
+
+
+def run_name(run: Path) -> str:
+    """The folder's, with the folder above its logs where many are called version_0."""
+    path = run.resolve()
+    return path.name if path.name != "version_0" else f"{path.parent.parent.name}/{path.name}"
 
 
 def run_of(checkpoint: Path) -> Path:
@@ -32,7 +39,7 @@ def read_results(run: str) -> tuple[Path, dict[str, Any]]:
     Raises:
         UserError: when there is none, or it is no JSON object.
     """
-    named = Path(run).expanduser()
+    named = user_path(run)
     path = named / RESULTS_FILE if named.is_dir() else named
     if not named.exists():
         raise UserError(f"{run} does not exist; name run folders like {RUNS_FOLDER}/version_0.")
@@ -43,7 +50,7 @@ def read_results(run: str) -> tuple[Path, dict[str, Any]]:
         )
     try:
         results = json.loads(path.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise not_ours(path) from None
     if not isinstance(results, dict):
         raise not_ours(path)

@@ -26,6 +26,7 @@ from agr_lightning.checkpoint_io import AtomicCheckpointIO
 from agr_lightning.checkpoint_options import check_fit_together, options_of
 from agr_lightning.checkpoints import (
     BEST,
+    IN_THE_BOX,
     LAST,
     CheckpointFacts,
     find_checkpoint,
@@ -36,6 +37,7 @@ from agr_lightning.checkpoints import (
 )
 from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.errors import UserError
+from agr_lightning.models.packed import seen_by
 from agr_lightning.module import AGRModule
 from agr_lightning.optimization import NO_END
 from agr_lightning.parser import DESCRIPTIONS, OPTION_HELP, AGRArgumentParser
@@ -93,6 +95,7 @@ class AGRCommandLine(LightningCLI):
             raise UserError(f"--seed_everything {options.seed_everything} must be 0 to {2**32 - 1}.")
         self.root = Path(options.trainer.default_root_dir or ".")
         self.facts: CheckpointFacts | None = None
+        self.boxed = False
         if options.ckpt_path is not None or self.command in ("test", "predict"):
             named = options.ckpt_path
             self.boxed = named is None
@@ -101,13 +104,13 @@ class AGRCommandLine(LightningCLI):
             subparser.set_defaults(options_of(self.facts, options, subparser))
         super().parse_arguments(parser, args)
         if self.facts is not None:
-            packed = self.facts.packed is not None
-            if packed and self.command == "fit":
+            if self.facts.packed is not None and self.command == "fit":
                 raise UserError(
                     f"--ckpt_path {self.facts.path} holds weights, but no run to go on with: start a new one from them "
                     "with --model.weights."
                 )
-            self.config[self.command].ckpt_path = None if packed else str(self.facts.path)
+            # As it is saved: the weights in the box stay unnamed.
+            self.config[self.command].ckpt_path = None if self.boxed else str(self.facts.path)
             check_fit_together(self.facts, self.config[self.command])
         elif self.command != "fit":
             raise UserError(
@@ -116,8 +119,10 @@ class AGRCommandLine(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.facts is not None and self.facts.packed is not None:
-            self.model.take(self.facts.packed, self.facts.path)
+            self.model.take(self.facts.packed, IN_THE_BOX if self.boxed else self.facts.path)
             self.datamodule.leave_out(self.facts.packed.seen)
+        elif self.command == "fit" and self.model.hparams.weights is not None:
+            self.datamodule.leave_out(seen_by(self.model.hparams.weights))
         # Before there are other processes, which would be left waiting if this fails.
         self.datamodule.setup(self.command)
         if self.command == "fit" and self.config.fit.test_after_fit:
@@ -175,8 +180,7 @@ class AGRCommandLine(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if self.facts is not None:
-            origin = "none named, so the weights that come with this project: " if self.boxed else ""
-            _log.info(f"Checkpoint   {origin}{_short(self.facts.path)}")
+            _log.info(f"Checkpoint   {IN_THE_BOX if self.boxed else _short(self.facts.path)}")
         try:
             super()._run_subcommand(subcommand)
         except SystemExit:  # Lightning's answer to Ctrl-C
@@ -189,6 +193,11 @@ class AGRCommandLine(LightningCLI):
                 config = _short(folder / CONFIG_FILE)
                 _log.info(f"Go on with   python -m agr_lightning fit --config {config} --ckpt_path {_short(last)}")
             raise KeyboardInterrupt from None
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """What the Trainer's method gets: no path of weights that are loaded already."""
+        loaded = self.facts is not None and self.facts.packed is not None
+        return super()._prepare_subcommand_kwargs(subcommand) | ({"ckpt_path": None} if loaded else {})
 
     def after_fit(self) -> None:
         trainer = self.trainer

@@ -16,6 +16,7 @@ SMALLEST = {
     "startup": ("--images", "100", "--repeats", "1"),
     "memory": ("--sizes", "100", "--steps", "2"),
     "time_to_accuracy": ("--seeds", "1"),
+    "leave_one_out": ("--seeds", "1", "--epochs", "1", "--only", "3", "--output", "runs"),
 }
 
 
@@ -27,7 +28,7 @@ def test_every_benchmark_is_tried() -> None:
 @pytest.mark.parametrize("name", SMALLEST)
 def test_a_benchmark_prints_its_table(name: str, cards: Path, tmp_path: Path) -> None:
     options = SMALLEST[name]
-    if name == "time_to_accuracy":
+    if name in ("time_to_accuracy", "leave_one_out"):
         config = tmp_path / "short.yaml"
         config.write_text("{data: {image_size: 32, num_workers: 0}, trainer: {max_epochs: 1, accelerator: cpu}}")
         options = (*options, "--root", str(cards), "--config", str(config))

@@ -145,7 +145,9 @@ def test_a_subset_of_tasks_builds_those_heads_alone() -> None:
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(UserError, match=r"'resnet81' \(did you mean 'resnet18'\?\); known: agr_cnn, agr_cnn_small, plain_cnn"):
+    with pytest.raises(
+        UserError, match=r"'resnet81' \(did you mean 'resnet18'\?\); known: agr_cnn, agr_cnn_small, plain_cnn"
+    ):
         build_backbone("resnet81", ("age",), 64)  # type: ignore[arg-type]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from agr_lightning.checkpoints import BOX
@@ -28,7 +29,7 @@ def packed(trained: Path, here: Path, run: Run) -> Path:
     copy_run(trained, here)
     code, out, err = run("export", "--ckpt_path", "best", "--output", "faces.safetensors")
     assert code == 0, err
-    assert out == "faces.safetensors: 7.0 MB, agr_cnn, trained on 1,080 images\n"
+    assert out == "faces.safetensors: 7.0 MB, agr_cnn, which has seen 1,080 images\n"
     return here / "faces.safetensors"
 
 
@@ -76,12 +77,12 @@ def test_nothing_is_tested_on_what_it_was_trained_on(packed: Path, trained: Path
         shutil.copy(next(folder.rglob(name)), here / "mixed" / "below" / name)
     code, out, err = run("test", "--ckpt_path", str(packed), "--data.test_root", "mixed", *QUIET)
     assert code == 0, err
-    assert "8 test images left out, because these weights were trained on them" in out
+    assert "8 of 18 test images left out, because these weights have seen them" in out
     assert _results(here / "lightning_logs" / "version_1")["n"] == 10
     for name in lists["test"]:
         (here / "mixed" / "below" / name).unlink(missing_ok=True)
     code, _, err = run("test", "--ckpt_path", str(packed), "--data.test_root", "mixed", *QUIET)
-    assert code == 1 and "no images for test" in err
+    assert code == 1 and "these weights have seen all images for test: " in err
 
 
 def test_the_file_holds_weights_and_facts_and_nobody_s_folders(packed: Path, trained: Path) -> None:
@@ -116,7 +117,7 @@ def test_training_can_start_from_it(packed: Path, run: Run) -> None:
         "--data.num_workers",
         "0",
     )
-    code, out, err = run("fit", "--model.weights", str(packed), *options, *QUIET)
+    code, out, err = run("fit", "--model.weights", str(packed), *options, "--data.num_workers=0", *QUIET)
     assert code == 0, err
     assert "loaded the backbone and the heads for age, gender, race\n" in out
 
@@ -128,7 +129,7 @@ def test_the_weights_in_the_box_are_used_where_none_are_named(
     code, out, err = run("predict", "--data.predict_path", str(cards), *QUIET)
     assert code == 0, err
     assert (
-        "none named, so the weights that come with this project: faces.safetensors" in out
+        "Checkpoint   the network that comes with this project" in out
         and len(_rows(here / "lightning_logs" / "version_1")) == 120
     )
     monkeypatch.setattr("agr_lightning.checkpoints.BOX", here / "trimmed.safetensors")
@@ -155,6 +156,83 @@ def test_files_that_are_something_else(packed: Path, here: Path, run: Run) -> No
     assert code == 1 and "holds weights, but no run to go on with" in err
 
 
+def _tampered(packed: Path, name: str, **changes: Any) -> Path:
+    """The file with something else in what it says of itself."""
+    with safe_open(packed, "pt") as file:
+        facts = json.loads(file.metadata()["agr_lightning"])
+    tensors = load_file(packed)
+    if changes.pop("unseen", False):
+        del tensors["seen"]
+    for part in ("model", "data"):
+        changes[part] = (
+            facts[part] | changes[part] if isinstance(changes.get(part), dict) else changes.get(part, facts[part])
+        )
+    save_file(tensors, packed.parent / name, {"agr_lightning": json.dumps(facts | changes)})
+    return packed.parent / name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"optimizer": "evil.run"}},
+        {"model": {"lr_scheduler": {"class_path": "evil.Run"}}},
+        {"data": {"root": "faces"}},
+        {"data": {"cache_dir": "elsewhere"}},
+        {"model": {"backbone": 3}},
+        {"model": None},
+        {"data": [1]},
+        {"epoch": "x"},
+        {"unseen": True},
+    ],
+)
+def test_a_file_can_set_nothing_but_its_network(packed: Path, here: Path, run: Run, changes: dict[str, Any]) -> None:
+    (here / "evil.py").write_text("open('ran', 'w')\ndef run(*arguments): pass\nclass Run: pass\n")
+    path = _tampered(packed, "tampered.safetensors", **changes)
+    code, _, err = run("predict", "--ckpt_path", str(path), "--data.predict_path", "x", *QUIET)
+    assert code == 1 and "does not say of itself what it should" in err and err.count("\n") == 1
+    assert not (here / "ran").exists() and not (here / "elsewhere").exists()
+
+
+def test_what_was_seen_stays_known_through_further_training(packed: Path, here: Path, run: Run) -> None:
+    first = read_packed(packed, "").seen
+    options = ("--data.synthetic", "1200", "--data.seed", "3", "--data.image_size", "48", "--data.num_workers", "0")
+    limits = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--data.max_samples", "200")
+    code, _, err = run("fit", "--model.weights", str(packed), *options, *limits, *QUIET)
+    assert code == 0, err
+    code, _, err = run(
+        "export", "--ckpt_path", str(here / "lightning_logs" / "version_1"), "--output", "next.safetensors"
+    )
+    assert code == 0, err
+    after = read_packed(here / "next.safetensors", "").seen
+    own = [
+        name
+        for side in ("train", "val")
+        for name in (here / "lightning_logs" / "version_1" / "splits" / f"{side}.txt").read_text().split()
+    ]
+    assert set(after) == set(first) | set(name_digests(own))
+    packed.unlink()
+    code, _, err = run("export", "--ckpt_path", str(here / "lightning_logs" / "version_1"), "--output", "x.safetensors")
+    assert code == 1 and "which is gone" in err
+
+
+def test_a_test_can_be_repeated_from_its_config(packed: Path, here: Path, run: Run) -> None:
+    code, _, err = run("test", "--ckpt_path", str(packed), "--data.synthetic", "1200", *QUIET)
+    assert code == 0, err
+    code, out, err = run("test", "--config", str(here / "lightning_logs" / "version_1" / "config.yaml"))
+    assert code == 0 and "Checkpoint   faces.safetensors" in out, err
+    first, again = (_results(here / "lightning_logs" / f"version_{n}") for n in (1, 2))
+    assert first["metrics"] == again["metrics"]
+
+
+def test_a_checkpoint_named_in_its_own_folder_keeps_its_run(
+    packed: Path, here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(here / "lightning_logs" / "version_0" / "checkpoints")
+    code, _, err = run("export", "--ckpt_path", "best.ckpt", "--output", "x.safetensors")
+    assert code == 0, err
+    assert (read_packed(Path("x.safetensors"), "").seen == read_packed(packed, "").seen).all()
+
+
 def test_exports_that_cannot_be(packed: Path, here: Path, run: Run) -> None:
     run_folder = here / "lightning_logs" / "version_0"
     shutil.copy(run_folder / "checkpoints" / "best.ckpt", here / "alone.ckpt")
@@ -179,7 +257,7 @@ def test_the_weights_in_the_box_are_as_good_as_they_say(utkface: Path, here: Pat
     said = json.loads(BOX.with_name("agr.results.json").read_text())
     found = _results(here / "lightning_logs" / "version_0")
     # All that they have not seen, which is the test set that their figures are of.
-    assert "test images left out, because these weights were trained on them" in out
+    assert "test images left out, because these weights have seen them" in out
     assert found["test_set"] == said["test_set"] and found["n"] == said["n"]
     for name, value in said["metrics"].items():
         if name != "intervals":

@@ -144,6 +144,27 @@ def test_a_run_that_only_tested_knows_how_its_checkpoint_was_trained(tested: Pat
     assert "trained on" not in {row[0] for row in page.rows} and "not known here" in card
 
 
+def test_a_test_of_a_split_of_its_own_does_not_claim_to_be_clean(tested: Path, here: Path, run: Run) -> None:
+    page, _ = _report(run, tested)
+    claim = "in neither training nor validation"
+    assert claim in (tested / "report.html").read_text()
+    code, _, err = run(
+        *("test", "--ckpt_path", "best", "--data.split", "random", "--data.seed", "7"),
+        *("--trainer.enable_progress_bar", "false"),
+    )
+    assert code == 0, err
+    page, card = _report(run, here / "lightning_logs" / "version_1")
+    assert claim not in card and not any(claim in cell for row in page.rows for cell in row)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture"])
+def test_a_damaged_figure_is_named(tested: Path, run: Run, content: bytes) -> None:
+    (tested / "figures" / "reliability.png").write_bytes(content)
+    code, _, err = run("report", str(tested))
+    assert code == 1 and "reliability.png is no picture" in err and err.count("\n") == 1
+    assert not (tested / "report.html").exists()
+
+
 def test_what_is_not_known_is_said(here: Path, run: Run) -> None:
     code, _, err = run(
         *("fit", "--data.synthetic", "60", *FAST, "--model.tasks", "[gender]", "--trainer.max_epochs", "1")

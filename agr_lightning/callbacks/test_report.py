@@ -52,12 +52,10 @@ class TestReport(lightning.Callback):
         _log.info(summary(results))
 
     def _facts(self, trainer: lightning.Trainer, module: AGRModule, folder: Path) -> RunFacts:
-        checkpoint = trainer.ckpt_path or module.loaded_from
         fit = module.network.calibration
         threshold = float(fit.adult_threshold)
         return RunFacts(
-            # From the run folder, so that runs can be moved together.
-            checkpoint=os.path.relpath(checkpoint, folder) if checkpoint else "",
+            checkpoint=_named_from(folder, trainer.ckpt_path or module.loaded_from),
             epoch=module.checkpoint_epoch,
             model=module.network_options,
             parameters=sum(parameter.numel() for parameter in module.network.parameters()),
@@ -78,6 +76,13 @@ class TestReport(lightning.Callback):
         )
         figures = draw_faces(table, faces, mistakes) | draw_figures(table, results)
         save_figures(trainer, path, figures, "test")
+
+
+def _named_from(folder: Path, checkpoint: str | Path | None) -> str:
+    """A file's path from the run folder, so that runs can be moved together; what lies nowhere keeps its name."""
+    if checkpoint is None:
+        return ""
+    return os.path.relpath(checkpoint, folder) if Path(checkpoint).is_file() else str(checkpoint)
 
 
 def summary(results: dict[str, Json]) -> str:

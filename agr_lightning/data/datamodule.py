@@ -160,7 +160,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         return self._loader(dataset, EvalSampler(len(dataset), *self._rank()))
 
     def leave_out(self, seen: NDArray[np.int64]) -> None:
-        """Keeps photos out of the test, before it is read: those whose name has one of these ``name_digests``."""
+        """Keeps photos out of what measures, before it is read: those whose name has one of these ``name_digests``."""
         self._sources.seen = seen
 
     # ------------------------------------------------------------------ what callbacks ask

@@ -19,7 +19,7 @@ from agr_lightning.data.duplicates import THUMBNAIL, find_groups
 from agr_lightning.data.images import CANNOT_BE_READ, ImageError, decode_rgb, read_bytes
 from agr_lightning.data.samples import Sample, Samples
 from agr_lightning.errors import UserError
-from agr_lightning.files import atomic_write, cache_folder, walk_files
+from agr_lightning.files import atomic_write, cache_folder, user_path, walk_files
 from agr_lightning.labels import MISSING, Label, LabelError, parse_name
 
 # Part of the name of every stored scan: raise it when what is stored, or how it is computed, changes.
@@ -116,7 +116,7 @@ def build_index(root: str, cache_dir: str | None = None, option: str = "--data.r
         UserError: when the root is missing or unreadable, or holds no usable image.
     """
     cache = cache_folder(cache_dir)
-    path = Path(root).expanduser()
+    path = user_path(root)
     if not path.exists():
         raise UserError(f"{option} {root} does not exist; name a folder of UTKFace images or their archive.")
     folder = path if path.is_dir() else unpack(path, cache)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from agr_lightning.data.images import EXTENSIONS
 from agr_lightning.errors import UserError
-from agr_lightning.files import walk_files
+from agr_lightning.files import user_path, walk_files
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def find_photos(place: str | None) -> list[Path]:
     """
     if place is None:
         raise UserError("nothing to predict: give --data.predict_path PHOTO, FOLDER or 'GLOB'.")
-    path = Path(place).expanduser()
+    path = user_path(place)
     if path.is_dir():
         files = sorted(path / name for name in walk_files(path))
         photos = [file for file in files if file.suffix.lower() in EXTENSIONS]

@@ -45,7 +45,7 @@ class Sources:
         self._indexes: dict[str, Index] = {}
         self._images: dict[Path, NDArray[np.uint8]] = {}
         self._split: Split | None = None
-        # Digests of the names of photos that do not belong into the test.
+        # Digests of the names of photos that the weights have seen: they can measure nothing.
         self.seen = np.empty(0, np.int64)
 
     def __getstate__(self) -> dict[str, object]:
@@ -65,8 +65,10 @@ class Sources:
             UserError: when there are no images, or no split can be made of them.
         """
         if self._split is None:
-            split = self._make_split(stage)
-            self._split = split | {"test": self._unseen(split["test"])} if len(self.seen) else split
+            self._split = self._make_split(stage)
+            if len(self.seen):
+                side: Side = "val" if stage == "validate" else "test"
+                self._split[side] = self._unseen(side)
         return self._split
 
     def fill_cache(self) -> None:
@@ -81,6 +83,8 @@ class Sources:
 
     def no_images(self, empty: Side) -> str:
         """What to tell of a side without images."""
+        if len(self.seen) and empty != "train":
+            return f"these weights have seen all images for {empty}: test them on others, with --data.test_root FOLDER."
         options, counts = self._options, ", ".join(f"{len(part):,} {side}" for side, part in self.split.items())
         if options.split != "random":
             cure = f"see {empty}.txt in --data.split {options.split}"
@@ -129,13 +133,15 @@ class Sources:
         options = replace(self._options, test_fraction=0.0)
         return make_split(main.samples.take(~shared), options, ("train", "val")) | {"test": self._of_age(others[0])}
 
-    def _unseen(self, test: Samples) -> Samples:
-        """The test without the photos that are called like one of ``seen``, or are copies of one that is."""
-        everyone = next(i.samples for i in self._indexes.values() if i.samples.folder == test.folder)
+    def _unseen(self, side: Side) -> Samples:
+        """A side without the photos that are called like one of ``seen``, or are copies of one that is."""
+        members = self.split[side]
+        everyone = next(i.samples for i in self._indexes.values() if i.samples.folder == members.folder)
         groups = everyone.group[np.isin(name_digests(everyone.names), self.seen)]
-        unseen = test.take(~np.isin(test.group, groups))
-        if len(unseen) < len(test):
-            _log.info(f"{len(test) - len(unseen):,} test images left out, because these weights were trained on them")
+        unseen = members.take(~np.isin(members.group, groups))
+        left_out = len(members) - len(unseen)
+        if left_out:
+            _log.info(f"{left_out:,} of {len(members):,} {side} images left out, because these weights have seen them")
         return unseen
 
     def _of_age(self, index: Index) -> Samples:

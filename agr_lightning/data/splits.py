@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from agr_lightning.data.samples import Samples
 from agr_lightning.errors import UserError
-from agr_lightning.files import atomic_text
+from agr_lightning.files import atomic_text, user_path
 from agr_lightning.labels import AGE_MAX, AGE_MIN, GENDERS, RACES, age_band
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def make_split(samples: Samples, options: SplitOptions, sides: tuple[Side, ...] 
     if options.split == "random":
         split = random_split(ordered, options.val_fraction, options.test_fraction, options.seed)
     else:
-        split = read_split(Path(options.split).expanduser(), ordered, sides)
+        split = read_split(user_path(options.split), ordered, sides)
     aged: Split = {
         side: members.take((options.age_min <= members.age) & (members.age <= options.age_max))
         for side, members in split.items()

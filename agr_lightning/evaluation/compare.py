@@ -14,10 +14,10 @@ from agr_lightning.errors import UserError
 from agr_lightning.evaluation.costs import THROUGHPUT_BATCH, Cost, measure_costs
 from agr_lightning.evaluation.groups import SMALLEST_GROUP
 from agr_lightning.evaluation.wording import bounds, written
-from agr_lightning.files import atomic_text, atomic_write
+from agr_lightning.files import atomic_text, atomic_write, user_path
 from agr_lightning.labels import TASKS, Task
 from agr_lightning.models.network import AGRNetwork
-from agr_lightning.run_files import RESULTS_FILE, not_ours, read_results
+from agr_lightning.run_files import RESULTS_FILE, not_ours, read_results, run_name
 
 _METRICS: dict[Task, str] = {"age": "age_mae", "gender": "gender_acc", "race": "race_acc"}
 
@@ -73,7 +73,7 @@ def compare(runs: Sequence[str], output: str | None = None) -> str:
     """
     networks: dict[str, AGRNetwork] = {}
     found = [_read(run, networks) for run in runs]
-    folder = None if output is None else Path(output).expanduser()
+    folder = None if output is None else user_path(output)
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UserError(f"--output {output} is a file; name a folder.")
     names = _names(runs, found)
@@ -124,9 +124,7 @@ def _names(runs: Sequence[str], found: Sequence[dict[str, Any]]) -> list[str]:
 
 def _run_name(run: str) -> str:
     path = Path(run).resolve()
-    path = path.parent if path.name == RESULTS_FILE else path
-    # version_0 says nothing where each run has a folder of logs of its own.
-    return path.name if path.name != "version_0" else f"{path.parent.parent.name}/{path.name}"
+    return run_name(path.parent if path.name == RESULTS_FILE else path)
 
 
 def _kind(results: dict[str, Any]) -> str:

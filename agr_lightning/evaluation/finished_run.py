@@ -7,7 +7,9 @@ from typing import Any
 
 import yaml
 
+from agr_lightning.checkpoints import IN_THE_BOX
 from agr_lightning.evaluation.curves import Curve, read_curves
+from agr_lightning.models.packed import PACKED_SUFFIX
 from agr_lightning.run_files import CONFIG_FILE, FIGURES_FOLDER, SPLITS_FOLDER, read_results, run_of
 
 
@@ -23,6 +25,7 @@ class FinishedRun:
         trained_with: the options of the run that trained; empty where it is not to be found.
         images: how many were for train, val and test when it trained; empty likewise.
         curves: what it logged; empty likewise.
+        kept_apart: whether the images it was tested on are known to be in neither training nor validation.
     """
 
     folder: Path
@@ -32,12 +35,7 @@ class FinishedRun:
     trained_with: dict[str, Any]
     images: dict[str, int]
     curves: dict[str, Curve]
-
-    @property
-    def name(self) -> str:
-        """The folder's, with the folder above where all are called version_0."""
-        path = self.folder.resolve()
-        return path.name if path.name != "version_0" else f"{path.parent.parent.name}/{path.name}"
+    kept_apart: bool
 
 
 def read_run(run: str) -> FinishedRun:
@@ -54,15 +52,27 @@ def read_run(run: str) -> FinishedRun:
     trained = run_of(folder / checkpoint) if isinstance(checkpoint, str) and checkpoint else folder
     # A run that only tested has options and curves too, but no lists of who was in training.
     known = (trained / SPLITS_FOLDER).is_dir()
+    options = _options(folder)
+    data = _part(options, "data")
+    own_list = str(data.get("split")).endswith(f"{trained.resolve().name}/{SPLITS_FOLDER}") and not data.get(
+        "test_root"
+    )
+    own = trained.resolve() == folder.resolve() or own_list
     return FinishedRun(
         folder,
         results,
         {path.stem: path.read_bytes() for path in sorted((folder / FIGURES_FOLDER).glob("*.png"))},
-        _options(folder),
+        options,
         _options(trained) if known else {},
         _count_images(trained / SPLITS_FOLDER),
         read_curves(trained) if known else {},
+        (known and own) or is_exported(checkpoint),
     )
+
+
+def is_exported(checkpoint: object) -> bool:
+    """Whether results are of an exported file, which keeps what it has seen out of its tests."""
+    return str(checkpoint).endswith(PACKED_SUFFIX) or checkpoint == IN_THE_BOX
 
 
 def _options(folder: Path) -> dict[str, Any]:
@@ -121,7 +131,9 @@ def _test_set(run: FinishedRun) -> str:
     if data.get("test_root"):
         count += f", all of {_name(data['test_root'])}"
     elif data:
-        count += f" of {source(data)} that were in neither training nor validation"
+        count += f" of {source(data)}"
+    if run.kept_apart:
+        count += ", in neither training nor validation"
     return f"{count}; fingerprint of the list and its labels: {run.results['test_set']}"
 
 
@@ -164,7 +176,7 @@ def _start(learning: dict[str, Any]) -> str:
 def _training(run: FinishedRun, data: dict[str, Any], trainer: dict[str, Any]) -> str:
     augmentation = data.get("augmentation")
     parts = [
-        f"{trainer['max_epochs']} epochs" if trainer.get("max_epochs") else f"{trainer.get('max_steps')} steps",
+        _length(trainer),
         f"batches of {data.get('batch_size')}",
         f"augmentation: {augmentation if isinstance(augmentation, str) else 'a list of its own'}",
         f"precision {trainer.get('precision') or '32-true'}",
@@ -172,10 +184,21 @@ def _training(run: FinishedRun, data: dict[str, Any], trainer: dict[str, Any]) -
     ]
     epoch, seconds = run.results.get("epoch"), run.results.get("training_seconds")
     if epoch is not None:
-        parts.append(f"weights of epoch {epoch + 1}, chosen by validation loss")
+        chosen = Path(str(run.results.get("checkpoint"))).stem == "best"
+        parts.append(f"weights of epoch {epoch + 1}" + (", chosen by validation loss" if chosen else ""))
+    callbacks = [str(each.get("class_path")).rpartition(".")[2] for each in trainer.get("callbacks") or []]
+    if callbacks:
+        parts.append(f"with {_listed(callbacks)}")
     if seconds is not None:
         parts.append(f"{seconds / 60:.1f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds")
     return ", ".join(parts)
+
+
+def _length(trainer: dict[str, Any]) -> str:
+    """How long it may train; something else may have ended it before."""
+    limits = [(trainer.get("max_steps"), "steps"), (trainer.get("max_epochs"), "epochs")]
+    found = [f"{limit:,} {unit}" for limit, unit in limits if limit and limit > 0]
+    return f"up to {found[0]}" if found else "no fixed length"
 
 
 def _loss(learning: dict[str, Any]) -> str:
@@ -200,8 +223,14 @@ def _optimizer(learning: dict[str, Any], curves: Mapping[str, Curve]) -> str:
     text = f"{named('optimizer', 'AdamW')}, {named('lr_scheduler', 'one-cycle schedule')}"
     if "train/learning_rate" in curves:
         text += f", learning rate up to {curves['train/learning_rate'].values.max():.3g}"
-    decay = learning.get("weight_decay")
-    return text + (f", weight decay {decay}" if decay is not None else "")
+    for option, words in (
+        ("backbone_learning_rate", "backbone {}"),
+        ("freeze_epochs", "backbone frozen for {} epochs"),
+        ("weight_decay", "weight decay {}"),
+    ):
+        if learning.get(option):
+            text += f", {words.format(learning[option])}"
+    return text
 
 
 def _listed(words: list[str]) -> str:

@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
-from agr_lightning.checkpoints import find_checkpoint, read_facts, splits_of
+import numpy as np
+from numpy.typing import NDArray
+
+from agr_lightning.checkpoints import CheckpointFacts, find_checkpoint, read_facts, splits_of
 from agr_lightning.errors import UserError
-from agr_lightning.models.packed import PACKED_SUFFIX, pack, write_packed
+from agr_lightning.files import name_digests, user_path
+from agr_lightning.models.packed import PACKED_SUFFIX, pack, seen_by, write_packed
 from agr_lightning.models.weights import NETWORK_PREFIX, read_torch_file
 
 # Training learns from the first; the second chooses the weights and calibrates them.
@@ -25,7 +29,7 @@ def export(named: str, output: str) -> str:
         UserError: when the checkpoint cannot be read or found, its run's split lists are missing, or for another
             kind of output.
     """
-    path = Path(output).expanduser()
+    path = user_path(output)
     if path.suffix != PACKED_SUFFIX:
         raise UserError(f"--output {output} must end in {PACKED_SUFFIX}.")
     if not path.parent.is_dir():
@@ -38,18 +42,25 @@ def export(named: str, output: str) -> str:
     assert isinstance(state, dict)
     network = {name.removeprefix(NETWORK_PREFIX): v for name, v in state.items() if name.startswith(NETWORK_PREFIX)}
     epoch = content.get("epoch")
-    packed = pack(facts.model, facts.data, epoch if isinstance(epoch, int) else None, network, _seen(facts.path))
+    packed = pack(facts.model, facts.data, epoch if isinstance(epoch, int) else None, network, _seen(facts))
     write_packed(path, packed)
-    return (
-        f"{path}: {path.stat().st_size / 1e6:.1f} MB, {facts.model['backbone']}, trained on {len(packed.seen):,} images"
-    )
+    size, known = path.stat().st_size / 1e6, len(packed.seen)
+    return f"{path}: {size:.1f} MB, {facts.model['backbone']}, which has seen {known:,} images"
 
 
-def _seen(checkpoint: Path) -> list[str]:
-    lists = splits_of(checkpoint)
+def _seen(facts: CheckpointFacts) -> NDArray[np.int64]:
+    """What the weights have seen: the images of their run, and what the weights that it started from had seen."""
+    lists = splits_of(facts.path)
     if lists is None or not all((lists / name).is_file() for name in _SEEN_LISTS):
         raise UserError(
-            f"--ckpt_path {checkpoint} lies in no run folder with splits/: without them nobody could tell which images "
+            f"--ckpt_path {facts.path} lies in no run folder with splits/: without them nobody could tell which images "
             "it may not be tested on. Leave the checkpoint in the folder of its run."
         )
-    return [line for name in _SEEN_LISTS for line in (lists / name).read_text("utf-8", "surrogateescape").splitlines()]
+    texts = ((lists / name).read_text("utf-8", "surrogateescape") for name in _SEEN_LISTS)
+    own = name_digests(line for text in texts for line in text.splitlines())
+    start = facts.model.get("weights")
+    if start is None:
+        return own
+    if not user_path(str(start)).is_file():
+        raise UserError(f"--ckpt_path {facts.path} started from {start}, which is gone: it says what those have seen.")
+    return np.concatenate([own, seen_by(str(start))])

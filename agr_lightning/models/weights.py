@@ -11,10 +11,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from agr_lightning.errors import UserError
+from agr_lightning.files import check_readable, user_path
 from agr_lightning.labels import TASKS
 from agr_lightning.models.backbones import IMAGENET_WEIGHTS, BackboneName
 from agr_lightning.models.network import AGRNetwork
-from agr_lightning.models.packed import SEEN
+from agr_lightning.models.packed import PACKED_SUFFIX, SEEN
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Start:
         if self._loaded:
             return
         if self._weights is not None:
-            _log.info(load_weights(network, Path(self._weights).expanduser()))
+            _log.info(load_weights(network, user_path(self._weights)))
         elif self._pretrained:
             _log.info(load_imagenet(network, self._backbone))
         self._loaded = True
@@ -74,8 +75,7 @@ def read_torch_file(path: Path, option: str) -> dict[str, object]:
     Raises:
         UserError: when it is missing, damaged, no such file, or holds more than tensors and plain values.
     """
-    if not path.is_file():
-        raise UserError(f"{option} {path} does not exist.")
+    check_readable(path, option)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle and zip readers raise anything for a damaged file
@@ -103,13 +103,12 @@ def load_weights(network: AGRNetwork, path: Path) -> str:
     Raises:
         UserError: when the file cannot be read, or is not of this backbone.
     """
-    read = _read_safetensors if path.suffix == ".safetensors" else read_torch_file
+    read = _read_safetensors if path.suffix == PACKED_SUFFIX else read_torch_file
     return _load_state(network, read(path, "--model.weights"), f"--model.weights {path}")
 
 
 def _read_safetensors(path: Path, option: str) -> dict[str, object]:
-    if not path.is_file():
-        raise UserError(f"{option} {path} does not exist.")
+    check_readable(path, option)
     try:
         return {name: value for name, value in safetensors.torch.load_file(path).items() if name != SEEN}
     except SafetensorError:
