@@ -7,14 +7,13 @@ from typing import cast
 
 from agr_lightning.errors import UserError
 from agr_lightning.files import Json, user_path
-from agr_lightning.models.packed import PACKED_SUFFIX, Packed, read_packed
+from agr_lightning.models.packed import Packed, read_packed
 from agr_lightning.models.weights import NETWORK_PREFIX, read_torch_file
-from agr_lightning.run_files import CHECKPOINTS_FOLDER, RUNS_FOLDER, SPLITS_FOLDER, run_of
+from agr_lightning.run_files import CHECKPOINTS_FOLDER, IN_THE_BOX, PACKED_SUFFIX, RUNS_FOLDER, SPLITS_FOLDER, run_of
 
 BEST, LAST = "best", "last"
 
 # The weights that are used where no checkpoint is named.
-IN_THE_BOX = "the network that comes with this project"
 BOX = Path(__file__).parent / "weights" / f"agr{PACKED_SUFFIX}"
 
 

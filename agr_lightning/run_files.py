@@ -18,6 +18,10 @@ PREDICTIONS_FILE = "predictions.csv"
 REPORT_FILE = "report.html"
 CARD_FILE = "MODEL_CARD.md"
 
+# Exported networks: how their files end, and what stands for the one that comes with this project.
+PACKED_SUFFIX = ".safetensors"
+IN_THE_BOX = "the network that comes with this project"
+
 
 def run_name(run: Path) -> str:
     """The folder's, with the folder above its logs where many are called version_0."""

@@ -26,7 +26,6 @@ from agr_lightning.checkpoint_io import AtomicCheckpointIO
 from agr_lightning.checkpoint_options import check_fit_together, options_of
 from agr_lightning.checkpoints import (
     BEST,
-    IN_THE_BOX,
     LAST,
     CheckpointFacts,
     find_checkpoint,
@@ -41,7 +40,7 @@ from agr_lightning.models.packed import seen_by
 from agr_lightning.module import AGRModule
 from agr_lightning.optimization import NO_END
 from agr_lightning.parser import DESCRIPTIONS, OPTION_HELP, AGRArgumentParser
-from agr_lightning.run_files import CHECKPOINTS_FOLDER, CONFIG_FILE, RUNS_FOLDER
+from agr_lightning.run_files import CHECKPOINTS_FOLDER, CONFIG_FILE, IN_THE_BOX, RUNS_FOLDER
 from agr_lightning.terminal import speaking
 
 _log = logging.getLogger(__name__)

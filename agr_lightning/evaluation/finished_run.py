@@ -7,10 +7,16 @@ from typing import Any
 
 import yaml
 
-from agr_lightning.checkpoints import IN_THE_BOX
 from agr_lightning.evaluation.curves import Curve, read_curves
-from agr_lightning.models.packed import PACKED_SUFFIX
-from agr_lightning.run_files import CONFIG_FILE, FIGURES_FOLDER, SPLITS_FOLDER, read_results, run_of
+from agr_lightning.run_files import (
+    CONFIG_FILE,
+    FIGURES_FOLDER,
+    IN_THE_BOX,
+    PACKED_SUFFIX,
+    SPLITS_FOLDER,
+    read_results,
+    run_of,
+)
 
 
 @dataclass(frozen=True)
@@ -53,11 +59,6 @@ def read_run(run: str) -> FinishedRun:
     # A run that only tested has options and curves too, but no lists of who was in training.
     known = (trained / SPLITS_FOLDER).is_dir()
     options = _options(folder)
-    data = _part(options, "data")
-    own_list = str(data.get("split")).endswith(f"{trained.resolve().name}/{SPLITS_FOLDER}") and not data.get(
-        "test_root"
-    )
-    own = trained.resolve() == folder.resolve() or own_list
     return FinishedRun(
         folder,
         results,
@@ -66,8 +67,17 @@ def read_run(run: str) -> FinishedRun:
         _options(trained) if known else {},
         _count_images(trained / SPLITS_FOLDER),
         read_curves(trained) if known else {},
-        (known and own) or is_exported(checkpoint),
+        (known and _on_its_own_list(folder, trained, options)) or is_exported(checkpoint),
     )
+
+
+def _on_its_own_list(folder: Path, trained: Path, options: dict[str, Any]) -> bool:
+    """Whether a run was tested on what the run that trained had kept for it."""
+    if folder.resolve() == trained.resolve():
+        return True
+    data = _part(options, "data")
+    # By its end, as runs may have been moved since.
+    return not data.get("test_root") and str(data.get("split")).endswith(f"{trained.resolve().name}/{SPLITS_FOLDER}")
 
 
 def is_exported(checkpoint: object) -> bool:

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from agr_lightning.checkpoints import CheckpointFacts, find_checkpoint, read_facts, splits_of
 from agr_lightning.errors import UserError
 from agr_lightning.files import name_digests, user_path
-from agr_lightning.models.packed import PACKED_SUFFIX, pack, seen_by, write_packed
+from agr_lightning.models.packed import pack, seen_by, write_packed
 from agr_lightning.models.weights import NETWORK_PREFIX, read_torch_file
+from agr_lightning.run_files import PACKED_SUFFIX
 
 # Training learns from the first; the second chooses the weights and calibrates them.
 _SEEN_LISTS = ("train.txt", "val.txt")

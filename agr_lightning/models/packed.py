@@ -15,8 +15,7 @@ from torch import Tensor
 
 from agr_lightning.errors import UserError
 from agr_lightning.files import Json, atomic_write, check_readable, user_path
-
-PACKED_SUFFIX = ".safetensors"
+from agr_lightning.run_files import PACKED_SUFFIX
 
 # Another layout of the file gets another number.
 _FORMAT = "1"

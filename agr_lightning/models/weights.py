@@ -15,7 +15,8 @@ from agr_lightning.files import check_readable, user_path
 from agr_lightning.labels import TASKS
 from agr_lightning.models.backbones import IMAGENET_WEIGHTS, BackboneName
 from agr_lightning.models.network import AGRNetwork
-from agr_lightning.models.packed import PACKED_SUFFIX, SEEN
+from agr_lightning.models.packed import SEEN
+from agr_lightning.run_files import PACKED_SUFFIX
 
 _log = logging.getLogger(__name__)
 
