@@ -134,7 +134,7 @@ def reserve_run(root: Path) -> int:
 
 def splits_of(checkpoint: Path) -> Path | None:
     """The split lists of the run that a checkpoint lies in; None when it lies elsewhere."""
-    lists = run_of(checkpoint.resolve()) / SPLITS_FOLDER
+    lists = run_of(checkpoint) / SPLITS_FOLDER
     return lists if (lists / "test.txt").is_file() else None
 
 

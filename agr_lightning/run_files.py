@@ -31,7 +31,8 @@ def run_name(run: Path) -> str:
 
 def run_of(checkpoint: Path) -> Path:
     """The run folder that a checkpoint lies in, if it is where it was written."""
-    return checkpoint.parent.parent
+    # Named from inside its folder, a file has no parents in its name.
+    return (checkpoint if len(checkpoint.parts) > 2 else checkpoint.resolve()).parent.parent
 
 
 def read_results(run: str) -> tuple[Path, dict[str, Any]]:
