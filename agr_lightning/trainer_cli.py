@@ -40,7 +40,7 @@ from agr_lightning.models.packed import seen_by
 from agr_lightning.module import AGRModule
 from agr_lightning.optimization import NO_END
 from agr_lightning.parser import DESCRIPTIONS, OPTION_HELP, AGRArgumentParser
-from agr_lightning.run_files import CHECKPOINTS_FOLDER, CONFIG_FILE, IN_THE_BOX, RUNS_FOLDER
+from agr_lightning.run_files import CHECKPOINTS_FOLDER, CONFIG_FILE, IN_THE_BOX, RESULTS_FILE, RUNS_FOLDER
 from agr_lightning.terminal import speaking
 
 _log = logging.getLogger(__name__)
@@ -220,6 +220,8 @@ class AGRCommandLine(LightningCLI):
         # As it has to be typed: what `uv run` started is not on the path without it.
         prefix = "uv run " if "UV_RUN_RECURSION_DEPTH" in os.environ else ""
         _log.info(f"Curves       {prefix}tensorboard --logdir {_short(folder.parent)}")
+        if (folder / RESULTS_FILE).is_file():
+            _log.info(f"Report       {prefix}python -m agr_lightning report {_short(folder)}")
         if checkpoint:
             _log.info(f"Checkpoint   {_short(checkpoint)}")
             _log.info(

@@ -222,12 +222,13 @@ def test_a_closed_pipe_is_no_error_to_tell(cards: Path) -> None:
 def test_fit_ends_with_where_and_what_next(run: Run, here: Path) -> None:
     code, out, _ = run(*FIT)
     assert code == 0
-    tail = out.strip().splitlines()[-5:]
+    tail = out.strip().splitlines()[-6:]
     assert tail[0].startswith("Test on 12 images") and "years" in tail[0]
     assert tail[1].split() == ["Run", "folder", "lightning_logs/version_0"]
     assert "tensorboard --logdir lightning_logs" in tail[2]
-    assert (here / tail[3].split()[1]).is_file()
-    assert "agr_lightning predict --ckpt_path lightning_logs/version_0/checkpoints/best.ckpt" in tail[4]
+    assert tail[3].endswith("python -m agr_lightning report lightning_logs/version_0")
+    assert (here / tail[4].split()[1]).is_file()
+    assert "agr_lightning predict --ckpt_path lightning_logs/version_0/checkpoints/best.ckpt" in tail[5]
 
 
 def test_rejected_files_are_reported_once(run: Run, here: Path) -> None:
