@@ -23,7 +23,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "no label smoothing": ("--model.label_smoothing=0",),
     "light augmentation, not strong": ("--data.augmentation=light",),
     "default task weights": ("--model.loss_weights={age: 0.1, gender: 1.0, race: 1.0}",),
-    "no mirror images in evaluation": ("--model.mirror=false",),
+    "mirror images in evaluation": ("--model.mirror=true",),
     "averaged weights (EMA)": ("--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.999"),
     "20 % smaller images": ("--data.image_size=76",),
 }

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from agr_lightning.evaluation.figures import ACCENT, INK
 from agr_lightning.evaluation.table import Table
-from agr_lightning.labels import CLASSES, GENDERS, MISSING, RACES
+from agr_lightning.labels import CLASSES, MISSING
 
 # Lines and columns; side of a face, room above it for its caption, gap between, and room for the title, pixels.
 _GRID = (4, 8)
@@ -87,10 +87,8 @@ def _caption(table: Table, row: int) -> tuple[str, bool]:
     if not np.isnan(age):
         lines.append(f"{age:.0f} ({table.age[row]:.0f})")
         right &= bool(abs(age - table.age[row]) <= _FAR_OFF)
-    for probabilities, labels, classes in (
-        (table.gender_probabilities, table.gender, GENDERS),
-        (table.race_probabilities, table.race, RACES),
-    ):
+    for task, classes in CLASSES.items():
+        probabilities, labels, _ = table.classifier(task)
         if np.isnan(probabilities[row]).any():
             continue
         guess, label = int(probabilities[row].argmax()), int(labels[row])

@@ -50,7 +50,7 @@ class Packed:
         model: the arguments of ``AGRModule`` that are about the network.
         data: those of ``UTKFaceDataModule``.
         epoch: of which the weights are, from 0; None where that is not known.
-        state: of its ``AGRNetwork``, calibration included; weights rounded to 16 bits.
+        state: of its ``AGRNetwork``, calibration included; the file rounds its matrices to 16 bits.
         seen: digests of the names of the images that it was trained, chosen or calibrated by, int64 ``(n,)``, sorted.
     """
 
@@ -77,14 +77,13 @@ def pack(
         state: of an ``AGRNetwork``, 32 bits.
         seen: see ``Packed``, in any order.
     """
-    # Matrices alone: biases, statistics and calibration are few, and not all of them fit 16 bits.
-    rounded = {name: value.half().float() if value.ndim > 1 else value for name, value in state.items()}
     kept = [{name: facts[name] for name in kinds if name in facts} for facts, kinds in _kinds(model, data)]
-    return Packed(kept[0], kept[1], epoch, rounded, np.unique(seen))
+    return Packed(kept[0], kept[1], epoch, state, np.unique(seen))
 
 
 def write_packed(path: Path, packed: Packed) -> None:
     """Writes the file, whole or not at all."""
+    # Matrices alone: biases, statistics and calibration are few, and not all of them fit 16 bits.
     tensors = {
         name: value.half().contiguous() if value.ndim > 1 else value.contiguous()
         for name, value in packed.state.items()
