@@ -5,16 +5,16 @@ from typing import Any, cast
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from agr_lightning.checkpoints import CheckpointFacts, splits_of
+from agr_lightning.checkpoints import Checkpoint, splits_of
 from agr_lightning.errors import UserError
 from agr_lightning.models.age import AGE_LOSSES
 from agr_lightning.models.backbones import plan_of
 
 
-def options_of(facts: CheckpointFacts, given: Namespace, parser: LightningArgumentParser) -> dict[str, Any]:
+def options_of(checkpoint: Checkpoint, given: Namespace, parser: LightningArgumentParser) -> dict[str, Any]:
     """What a checkpoint was trained with, as defaults of the options; its own split first of all."""
-    stored = {f"model.{name}": value for name, value in facts.model.items()}
-    stored |= {f"data.{name}": value for name, value in facts.data.items()}
+    stored = {f"model.{name}": value for name, value in checkpoint.model.items()}
+    stored |= {f"data.{name}": value for name, value in checkpoint.data.items()}
     # They name code, and this project's checkpoints do not hold them.
     stored = {name: value for name, value in stored.items() if name not in ("model.optimizer", "model.lr_scheduler")}
     weights = stored.pop("model.loss_weights", None)
@@ -26,18 +26,18 @@ def options_of(facts: CheckpointFacts, given: Namespace, parser: LightningArgume
     if given.data.synthetic:
         # Other cards than those of the run have other names.
         stored.pop("data.root", None)
-        if given.data.synthetic != facts.data.get("synthetic"):
+        if given.data.synthetic != checkpoint.data.get("synthetic"):
             stored.pop("data.split", None)
-    lists = splits_of(facts.path)
+    lists = splits_of(checkpoint.path)
     if lists is not None and "data.split" in stored:
         stored["data.split"] = str(lists)
     known = {action.dest for action in parser._actions}
     return {name: value for name, value in stored.items() if name in known}
 
 
-def check_fit_together(facts: CheckpointFacts, options: Namespace) -> None:
+def check_fit_together(checkpoint: Checkpoint, options: Namespace) -> None:
     """Raises UserError when the options ask for another network than the checkpoint holds."""
-    held, asked = facts.model, options.model
+    held, asked = checkpoint.model, options.model
     # An exported file does not say how it was trained, only what it is.
     names = [name for name in ("backbone", "loss_weighting") if name in held]
     differing = [f"model.{name}" for name in names if held[name] != asked[name]]
@@ -45,14 +45,14 @@ def check_fit_together(facts: CheckpointFacts, options: Namespace) -> None:
         differing.append("model.tasks")
     if "age" in asked.tasks and _head(held.get("age_loss")) != _head(asked.age_loss):
         differing.append("model.age_loss")
-    if facts.data.get("grayscale") != options.data.grayscale:
+    if checkpoint.data.get("grayscale") != options.data.grayscale:
         differing.append("data.grayscale")
-    if plan_of(asked.backbone).one_size and facts.data.get("image_size") != options.data.image_size:
+    if plan_of(asked.backbone).one_size and checkpoint.data.get("image_size") != options.data.image_size:
         differing.append("data.image_size")
     for name in differing:
-        there = (facts.data if name.startswith("data.") else held).get(name.split(".")[1])
+        there = (checkpoint.data if name.startswith("data.") else held).get(name.split(".")[1])
         raise UserError(
-            f"{facts.called} was trained with --{name} {_shown(there)}, not {_shown(options[name])}: "
+            f"{checkpoint.called} was trained with --{name} {_shown(there)}, not {_shown(options[name])}: "
             f"leave --{name} out."
         )
 

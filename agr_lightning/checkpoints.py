@@ -5,9 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
 from agr_lightning.errors import UserError
 from agr_lightning.files import Json, user_path
-from agr_lightning.models.packed import Packed, read_packed
+from agr_lightning.models.network import AGRNetwork, network_options
+from agr_lightning.models.packed import OF_MODEL, read_packed
 from agr_lightning.models.weights import NETWORK_PREFIX, read_torch_file
 from agr_lightning.run_files import CHECKPOINTS_FOLDER, IN_THE_BOX, PACKED_SUFFIX, RUNS_FOLDER, SPLITS_FOLDER, run_of
 
@@ -18,38 +23,72 @@ BOX = Path(__file__).parent / "weights" / f"agr{PACKED_SUFFIX}"
 
 
 @dataclass(frozen=True)
-class CheckpointFacts:
-    """What a checkpoint says of the run that wrote it.
+class Checkpoint:
+    """A trained network in a file.
 
     Attributes:
         path: the file.
-        model: the arguments of AGRModule.
-        data: the arguments of UTKFaceDataModule.
-        packed: what a file of weights that travel holds; None for a checkpoint.
+        model: the arguments of AGRModule; of an exported file, those that are about the network.
+        data: the arguments of UTKFaceDataModule, likewise.
+        epoch: of which the weights are, from 0; None where that is not known.
+        state: of its ``AGRNetwork``.
+        seen: of an exported file, whom it has seen, see ``Packed``; None for a checkpoint of training.
     """
 
     path: Path
     model: dict[str, Json]
     data: dict[str, Json]
-    packed: Packed | None = None
+    epoch: int | None
+    state: dict[str, Tensor]
+    seen: NDArray[np.int64] | None = None
+
+    @property
+    def in_the_box(self) -> bool:
+        """Whether it is the network that comes with this project."""
+        return self.path == BOX
 
     @property
     def called(self) -> str:
         """How to name it in a message."""
-        return IN_THE_BOX if self.path == BOX else f"--ckpt_path {self.path}"
+        return IN_THE_BOX if self.in_the_box else f"--ckpt_path {self.path}"
+
+    @property
+    def exported(self) -> bool:
+        """Whether it is a network alone, and no training that could go on."""
+        return self.seen is not None
+
+    def network(self) -> AGRNetwork:
+        """The network, to be evaluated.
+
+        Raises:
+            UserError: when the weights are not those of the network that the file describes.
+        """
+        about = {name: self.model[name] for name in OF_MODEL if name in self.model}
+        about |= {name: self.data[name] for name in ("image_size", "grayscale") if name in self.data}
+        network = AGRNetwork(**network_options(**about))  # type: ignore[arg-type]
+        try:
+            network.load_state_dict(self.state)
+        except RuntimeError as error:
+            raise UserError(
+                f"{self.called} does not fit the network that it describes, or is of another version of this project: "
+                f"{' '.join(str(error).split()[5:])[:200]}"
+            ) from None
+        return network.eval().requires_grad_(False)
 
 
-def find_checkpoint(named: str, root: Path) -> Path:
+def find_checkpoint(named: str | None, root: Path) -> Path:
     """The checkpoint file that ``named`` means.
 
     Args:
-        named: a file; a run folder, for its best checkpoint; or ``best`` or ``last``, for that of the
-            highest-numbered run that has one.
+        named: a file; a run folder, for its best checkpoint; ``best`` or ``last``, for that of the highest-numbered
+            run that has one; None for the network that comes with this project.
         root: the folder that holds ``lightning_logs``.
 
     Raises:
         UserError: when there is none.
     """
+    if named is None:
+        return _weights_in_the_box()
     if named in (BEST, LAST):
         runs = (root / RUNS_FOLDER).glob(f"version_*/{CHECKPOINTS_FOLDER}/{named}.ckpt")
         numbered = {n: run for run in runs if (n := _number(run_of(run))) is not None}
@@ -72,12 +111,7 @@ def find_checkpoint(named: str, root: Path) -> Path:
     return path
 
 
-def weights_in_the_box() -> Path:
-    """The trained network that is installed with this project.
-
-    Raises:
-        UserError: when this installation lacks it.
-    """
+def _weights_in_the_box() -> Path:
     if not BOX.is_file():
         raise UserError(
             f"this installation has no trained weights ({BOX} is missing): install all of the project, or give "
@@ -86,23 +120,25 @@ def weights_in_the_box() -> Path:
     return BOX
 
 
-def read_facts(path: Path) -> CheckpointFacts:
-    """Reads what a checkpoint says of itself, without running any code that is in it.
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Reads a checkpoint or an exported file, without running any code that is in it.
 
     Raises:
         UserError: when it is damaged, or not a checkpoint of this project.
     """
     if path.suffix == PACKED_SUFFIX:
         packed = read_packed(path, "--ckpt_path")
-        return CheckpointFacts(path, packed.model, packed.data, packed)
+        return Checkpoint(path, packed.model, packed.data, packed.epoch, packed.state, packed.seen)
     content = read_torch_file(path, "--ckpt_path")
     state, model = content.get("state_dict"), content.get("hyper_parameters")
     if not isinstance(state, dict) or not isinstance(model, dict) or "backbone" not in model:
         raise UserError(f"--ckpt_path {path} is not a checkpoint of this project; weights alone go to --model.weights.")
-    if not any(name.startswith(NETWORK_PREFIX) for name in state):
+    network = {name.removeprefix(NETWORK_PREFIX): v for name, v in state.items() if name.startswith(NETWORK_PREFIX)}
+    if not network:
         raise UserError(f"--ckpt_path {path} holds no network.")
-    data = content.get("datamodule_hyper_parameters", {})
-    return CheckpointFacts(path, cast(dict[str, Json], model), cast(dict[str, Json], data))
+    data, epoch = content.get("datamodule_hyper_parameters", {}), content.get("epoch")
+    number = epoch if isinstance(epoch, int) else None
+    return Checkpoint(path, cast(dict[str, Json], model), cast(dict[str, Json], data), number, network)
 
 
 def run_number(checkpoint: Path, root: Path) -> int | None:

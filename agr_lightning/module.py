@@ -17,14 +17,12 @@ from agr_lightning.data.dataset import Batch, PhotoBatch
 from agr_lightning.errors import UserError
 from agr_lightning.evaluation.calibration import fit_calibration
 from agr_lightning.evaluation.table import Table
-from agr_lightning.files import Json
-from agr_lightning.labels import RACES, TASKS, Task, check_tasks
+from agr_lightning.labels import RACES, TASKS, Task
 from agr_lightning.metrics import PredictionTable, StageMetrics
-from agr_lightning.models.age import AgeLossName, AgeReadout, head_for
+from agr_lightning.models.age import AgeLossName, AgeReadout
 from agr_lightning.models.backbones import BackboneName
 from agr_lightning.models.losses import JointLoss, LossWeights, Weighting, balanced_weights
-from agr_lightning.models.network import AGRNetwork, Predictions
-from agr_lightning.models.packed import Packed
+from agr_lightning.models.network import AGRNetwork, Predictions, network_options
 from agr_lightning.models.weights import Start
 from agr_lightning.optimization import (
     BACKBONE,
@@ -126,18 +124,11 @@ class AGRModule(lightning.LightningModule):
         )
         self._compile = compile
         self._compiled: Callable[[Tensor], dict[Task, Tensor]] | None = None
-        self.tasks = check_tasks(tasks)
-        self.network_options: dict[str, Json] = {
-            "backbone": backbone,
-            "tasks": list(self.tasks),
-            "dropout": dropout,
-            "age_head": head_for(age_loss, age_readout),
-            "age_readout": age_readout or "mean",
-            "image_size": input_size,
-            "grayscale": grayscale,
-            "mirror": mirror,
-        }
+        self.network_options = network_options(
+            backbone, tasks, age_loss, input_size, age_readout, dropout, grayscale, mirror
+        )
         self.network = AGRNetwork(**self.network_options)  # type: ignore[arg-type]
+        self.tasks = self.network.tasks
         self.loss = JointLoss(age_loss, loss_weights, label_smoothing, loss_weighting, self.tasks)
         self._race_class_weights = race_class_weights
         if isinstance(race_class_weights, list):
@@ -239,10 +230,10 @@ class AGRModule(lightning.LightningModule):
         for name, value in (self._calibration or {}).items():
             checkpoint["state_dict"][_CALIBRATION + name] = value  # as in on_train_end
 
-    def take(self, packed: Packed, origin: str | Path) -> None:
-        """Takes the weights that a file holds."""
-        self.network.load_state_dict(packed.state)
-        self.checkpoint_epoch, self.loaded_from = packed.epoch, origin
+    def take(self, state: dict[str, Tensor], epoch: int | None, origin: str | Path) -> None:
+        """Takes a network's weights, which are of an epoch, from somewhere."""
+        self.network.load_state_dict(state)
+        self.checkpoint_epoch, self.loaded_from = epoch, origin
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.checkpoint_epoch = int(checkpoint["epoch"])

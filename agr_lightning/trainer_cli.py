@@ -27,12 +27,11 @@ from agr_lightning.checkpoint_options import check_fit_together, options_of
 from agr_lightning.checkpoints import (
     BEST,
     LAST,
-    CheckpointFacts,
+    Checkpoint,
     find_checkpoint,
-    read_facts,
+    read_checkpoint,
     reserve_run,
     run_number,
-    weights_in_the_box,
 )
 from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.errors import UserError
@@ -93,33 +92,32 @@ class AGRCommandLine(LightningCLI):
         if not 0 <= options.seed_everything < 2**32:
             raise UserError(f"--seed_everything {options.seed_everything} must be 0 to {2**32 - 1}.")
         self.root = Path(options.trainer.default_root_dir or ".")
-        self.facts: CheckpointFacts | None = None
-        self.boxed = False
+        self.checkpoint: Checkpoint | None = None
         if options.ckpt_path is not None or self.command in ("test", "predict"):
-            named = options.ckpt_path
-            self.boxed = named is None
-            self.facts = read_facts(weights_in_the_box() if named is None else find_checkpoint(str(named), self.root))
+            self.checkpoint = read_checkpoint(find_checkpoint(options.ckpt_path, self.root))
             subparser = self._parser(self.command)
-            subparser.set_defaults(options_of(self.facts, options, subparser))
+            subparser.set_defaults(options_of(self.checkpoint, options, subparser))
         super().parse_arguments(parser, args)
-        if self.facts is not None:
-            if self.facts.packed is not None and self.command == "fit":
+        if self.checkpoint is not None:
+            if self.checkpoint.exported and self.command == "fit":
                 raise UserError(
-                    f"--ckpt_path {self.facts.path} holds weights, but no run to go on with: start a new one from them "
-                    "with --model.weights."
+                    f"--ckpt_path {self.checkpoint.path} holds weights, but no run to go on with: start a new one from "
+                    "them with --model.weights."
                 )
             # As it is saved: the weights in the box stay unnamed.
-            self.config[self.command].ckpt_path = None if self.boxed else str(self.facts.path)
-            check_fit_together(self.facts, self.config[self.command])
+            path = None if self.checkpoint.in_the_box else str(self.checkpoint.path)
+            self.config[self.command].ckpt_path = path
+            check_fit_together(self.checkpoint, self.config[self.command])
         elif self.command != "fit":
             raise UserError(
                 f"`{self.command}` needs weights: give --ckpt_path FILE, a run folder, '{BEST}' or '{LAST}'."
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        if self.facts is not None and self.facts.packed is not None:
-            self.model.take(self.facts.packed, IN_THE_BOX if self.boxed else self.facts.path)
-            self.datamodule.leave_out(self.facts.packed.seen)
+        held = self.checkpoint
+        if held is not None and held.seen is not None:
+            self.model.take(held.state, held.epoch, IN_THE_BOX if held.in_the_box else held.path)
+            self.datamodule.leave_out(held.seen)
         elif self.command == "fit" and self.model.hparams.weights is not None:
             self.datamodule.leave_out(seen_by(self.model.hparams.weights))
         # Before there are other processes, which would be left waiting if this fails.
@@ -164,22 +162,23 @@ class AGRCommandLine(LightningCLI):
                 "--model.race_class_weights balanced and --data.balance race both make up for rare races: choose one."
             )
         model.optimization.configure(model, model.network.backbone, total_steps=10, fused=False)
-        if self.facts is not None:
+        if self.checkpoint is not None:
             model.start.skip()
         elif getattr(rank_zero_only, "rank", 0) == 0:  # the other processes find downloads in the cache
             model.start.load(model.network)
 
     def _continued_run(self) -> int | None:
         """The run that a resumed fit goes on with, in its own folder: its best checkpoint stays known."""
-        return run_number(self.facts.path, self.root) if self.facts and self.command == "fit" else None
+        return run_number(self.checkpoint.path, self.root) if self.checkpoint and self.command == "fit" else None
 
     def _drop_checkpoints(self) -> None:
         callbacks = self.trainer_defaults["callbacks"]
         self.trainer_defaults["callbacks"] = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if self.facts is not None:
-            _log.info(f"Checkpoint   {IN_THE_BOX if self.boxed else _short(self.facts.path)}")
+        if self.checkpoint is not None:
+            held = self.checkpoint
+            _log.info(f"Checkpoint   {IN_THE_BOX if held.in_the_box else _short(held.path)}")
         try:
             super()._run_subcommand(subcommand)
         except SystemExit:  # Lightning's answer to Ctrl-C
@@ -195,7 +194,7 @@ class AGRCommandLine(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """What the Trainer's method gets: no path of weights that are loaded already."""
-        loaded = self.facts is not None and self.facts.packed is not None
+        loaded = self.checkpoint is not None and self.checkpoint.exported
         return super()._prepare_subcommand_kwargs(subcommand) | ({"ckpt_path": None} if loaded else {})
 
     def after_fit(self) -> None:

@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from agr_lightning.checkpoints import CheckpointFacts, find_checkpoint, read_facts, splits_of
+from agr_lightning.checkpoints import Checkpoint, find_checkpoint, read_checkpoint, splits_of
 from agr_lightning.errors import UserError
 from agr_lightning.files import name_digests, user_path
 from agr_lightning.models.packed import pack, seen_by, write_packed
-from agr_lightning.models.weights import NETWORK_PREFIX, read_torch_file
 from agr_lightning.run_files import PACKED_SUFFIX
 
 # Training learns from the first; the second chooses the weights and calibrates them.
@@ -35,33 +34,30 @@ def export(named: str, output: str) -> str:
         raise UserError(f"--output {output} must end in {PACKED_SUFFIX}.")
     if not path.parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {path.parent}.")
-    facts = read_facts(find_checkpoint(named, Path()))
-    if facts.packed is not None:
+    checkpoint = read_checkpoint(find_checkpoint(named, Path()))
+    if checkpoint.exported:
         raise UserError(f"--ckpt_path {named} is an exported file already; name a checkpoint.")
-    content = read_torch_file(facts.path, "--ckpt_path")
-    state = content["state_dict"]
-    assert isinstance(state, dict)
-    network = {name.removeprefix(NETWORK_PREFIX): v for name, v in state.items() if name.startswith(NETWORK_PREFIX)}
-    epoch = content.get("epoch")
-    packed = pack(facts.model, facts.data, epoch if isinstance(epoch, int) else None, network, _seen(facts))
+    packed = pack(checkpoint.model, checkpoint.data, checkpoint.epoch, checkpoint.state, _seen(checkpoint))
     write_packed(path, packed)
     size, known = path.stat().st_size / 1e6, len(packed.seen)
-    return f"{path}: {size:.1f} MB, {facts.model['backbone']}, which has seen {known:,} images"
+    return f"{path}: {size:.1f} MB, {checkpoint.model['backbone']}, which has seen {known:,} images"
 
 
-def _seen(facts: CheckpointFacts) -> NDArray[np.int64]:
+def _seen(checkpoint: Checkpoint) -> NDArray[np.int64]:
     """What the weights have seen: the images of their run, and what the weights that it started from had seen."""
-    lists = splits_of(facts.path)
+    lists = splits_of(checkpoint.path)
     if lists is None or not all((lists / name).is_file() for name in _SEEN_LISTS):
         raise UserError(
-            f"--ckpt_path {facts.path} lies in no run folder with splits/: without them nobody could tell which images "
-            "it may not be tested on. Leave the checkpoint in the folder of its run."
+            f"--ckpt_path {checkpoint.path} lies in no run folder with splits/: without them nobody could tell which "
+            "images it may not be tested on. Leave the checkpoint in the folder of its run."
         )
     texts = ((lists / name).read_text("utf-8", "surrogateescape") for name in _SEEN_LISTS)
     own = name_digests(line for text in texts for line in text.splitlines())
-    start = facts.model.get("weights")
+    start = checkpoint.model.get("weights")
     if start is None:
         return own
     if not user_path(str(start)).is_file():
-        raise UserError(f"--ckpt_path {facts.path} started from {start}, which is gone: it says what those have seen.")
+        raise UserError(
+            f"--ckpt_path {checkpoint.path} started from {start}, which is gone: it says what those have seen."
+        )
     return np.concatenate([own, seen_by(str(start))])

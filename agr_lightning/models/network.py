@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from agr_lightning.files import Json
 from agr_lightning.labels import CLASSES, TASKS, Task, check_tasks
-from agr_lightning.models.age import AgeHead, AgeHeadName, AgeReadout, build_age_head
+from agr_lightning.models.age import AgeHead, AgeHeadName, AgeLossName, AgeReadout, build_age_head, head_for
 from agr_lightning.models.backbones import BackboneName, build_backbone
 from agr_lightning.models.calibration import Calibration
 
@@ -35,6 +36,29 @@ class Predictions(NamedTuple):
     age_high: Tensor | None
     gender: Tensor | None
     race: Tensor | None
+
+
+def network_options(
+    backbone: str,
+    tasks: list[Task],
+    age_loss: AgeLossName,
+    image_size: int,
+    age_readout: AgeReadout | None = None,
+    dropout: float = 0.2,
+    grayscale: bool = False,
+    mirror: bool = False,
+) -> dict[str, Json]:
+    """The arguments of the ``AGRNetwork`` that a training with these options needs; all of them plain values."""
+    return {
+        "backbone": backbone,
+        "tasks": list(check_tasks(tasks)),
+        "age_head": head_for(age_loss, age_readout),
+        "age_readout": age_readout or "mean",
+        "image_size": image_size,
+        "dropout": dropout,
+        "grayscale": grayscale,
+        "mirror": mirror,
+    }
 
 
 class AGRNetwork(nn.Module):

@@ -23,7 +23,7 @@ _KEY = "agr_lightning"
 
 # What of the arguments of module and data module is about the network, and not about training or somebody's folders,
 # and of which kind each is. A file with anything else is refused: it could set other options.
-_OF_MODEL: dict[str, tuple[type, ...]] = {
+OF_MODEL: dict[str, tuple[type, ...]] = {
     "backbone": (str,),
     "tasks": (list,),
     "age_loss": (str,),
@@ -151,7 +151,7 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _kinds(model: Any, data: Any) -> list[tuple[Any, dict[str, tuple[type, ...]]]]:
-    return [(model, _OF_MODEL), (data, _OF_DATA)]
+    return [(model, OF_MODEL), (data, _OF_DATA)]
 
 
 def _of_this_version(model: Any, data: Any) -> bool:
