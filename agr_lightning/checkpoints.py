@@ -1,6 +1,5 @@
 """Which checkpoint the user means, and what it says of itself."""
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -14,7 +13,16 @@ from agr_lightning.files import Json, user_path
 from agr_lightning.models.network import AGRNetwork, network_options
 from agr_lightning.models.packed import OF_MODEL, read_packed
 from agr_lightning.models.weights import NETWORK_PREFIX, read_torch_file
-from agr_lightning.run_files import CHECKPOINTS_FOLDER, IN_THE_BOX, PACKED_SUFFIX, RUNS_FOLDER, SPLITS_FOLDER, run_of
+from agr_lightning.run_files import (
+    CHECKPOINTS_FOLDER,
+    IN_THE_BOX,
+    ONNX_SUFFIX,
+    PACKED_SUFFIX,
+    RUNS_FOLDER,
+    SPLITS_FOLDER,
+    number_of,
+    run_of,
+)
 
 BEST, LAST = "best", "last"
 
@@ -46,6 +54,11 @@ class Checkpoint:
     def in_the_box(self) -> bool:
         """Whether it is the network that comes with this project."""
         return self.path == BOX
+
+    @property
+    def of_cards(self) -> bool:
+        """Whether it was trained on drawn cards."""
+        return bool(self.data.get("synthetic"))
 
     @property
     def called(self) -> str:
@@ -91,7 +104,7 @@ def find_checkpoint(named: str | None, root: Path) -> Path:
         return _weights_in_the_box()
     if named in (BEST, LAST):
         runs = (root / RUNS_FOLDER).glob(f"version_*/{CHECKPOINTS_FOLDER}/{named}.ckpt")
-        numbered = {n: run for run in runs if (n := _number(run_of(run))) is not None}
+        numbered = {n: run for run in runs if (n := number_of(run_of(run))) is not None}
         if not numbered:
             raise UserError(
                 f"--ckpt_path {named}: no run under {root / RUNS_FOLDER} has a {named}.ckpt. "
@@ -126,6 +139,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UserError: when it is damaged, or not a checkpoint of this project.
     """
+    if path.suffix.lower() == ONNX_SUFFIX:
+        raise UserError(
+            f"--ckpt_path {path}: an ONNX file is for predict alone, without --config, --model and --trainer options."
+        )
     if path.suffix == PACKED_SUFFIX:
         packed = read_packed(path, "--ckpt_path")
         return Checkpoint(path, packed.model, packed.data, packed.epoch, packed.state, packed.seen)
@@ -141,40 +158,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, cast(dict[str, Json], model), cast(dict[str, Json], data), number, network)
 
 
-def run_number(checkpoint: Path, root: Path) -> int | None:
-    """N, when a checkpoint lies in the run folder ``version_N`` under ``root``; None when elsewhere."""
-    run = run_of(checkpoint.resolve())
-    return _number(run) if run.parent == (root / RUNS_FOLDER).resolve() else None
-
-
-def reserve_run(root: Path) -> int:
-    """Makes the folder of the next run, which no other process then takes, and returns its number.
-
-    Raises:
-        UserError: when it cannot be made.
-    """
-    runs = root / RUNS_FOLDER
-    try:
-        runs.mkdir(parents=True, exist_ok=True)
-        number = max((n + 1 for run in runs.glob("version_*") if (n := _number(run)) is not None), default=0)
-        while True:
-            with contextlib.suppress(FileExistsError):
-                (runs / f"version_{number}").mkdir()
-                return number
-            number += 1
-    except OSError as error:
-        raise UserError(
-            f"no run folder can be made in {runs} ({error.strerror}); choose a place with --trainer.default_root_dir."
-        ) from None
-
-
 def splits_of(checkpoint: Path) -> Path | None:
     """The split lists of the run that a checkpoint lies in; None when it lies elsewhere."""
     lists = run_of(checkpoint) / SPLITS_FOLDER
     return lists if (lists / "test.txt").is_file() else None
-
-
-def _number(run: Path) -> int | None:
-    """N of a folder ``version_N``."""
-    number = run.name.removeprefix("version_")
-    return int(number) if number.isdecimal() else None

@@ -18,10 +18,10 @@ COMMANDS = {
     "fit": "train a network, then test its best checkpoint",
     "validate": "measure a checkpoint on the validation images",
     "test": "measure a checkpoint on the test images: results.json and figures",
-    "predict": "predict for a photo or a folder of face crops: predictions.csv",
+    "predict": "find the faces in photos and videos, and predict for each: predictions.csv",
     "audit": "say what is wrong with a data folder",
     "compare": "one table of tested runs: figures, groups, size and speed",
-    "export": "a checkpoint's network in one small file that travels",
+    "export": "a checkpoint's network in one file that travels: ONNX or safetensors",
     "report": "a page and a model card of a tested run: report.html, MODEL_CARD.md",
 }
 
@@ -93,7 +93,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def _run(command: str, options: list[str]) -> int:
     if command in _PLAIN:
         return _PLAIN[command](options)
-    from agr_lightning.trainer_cli import run
+    from agr_lightning.trainer_run import run
 
     run(command, options)
     return 0
@@ -157,19 +157,40 @@ def _report(options: list[str]) -> int:
     return 0
 
 
+def _predict(options: list[str]) -> int:
+    options = [option.replace("--min-size", "--min_size") for option in options]
+    from agr_lightning import predict_cli
+
+    if predict_cli.needs_trainer(options):
+        from agr_lightning.trainer_run import run
+
+        run("predict", options)
+    else:
+        predict_cli.run(options)
+    return 0
+
+
 def _export(options: list[str]) -> int:
     parser = _Parser(
         f"{_PROGRAM} export",
-        description="Writes the network of a checkpoint, in 16 bits and without what only training needs, into one "
-        "file that loads without running code. --ckpt_path of test and predict takes it, and so does --model.weights.",
+        description="Writes the network of a checkpoint into one file that loads without running code. FILE.onnx: "
+        "resizing, normalisation and calibration included, for onnxruntime and everything else that runs ONNX; it is "
+        "kept only if its answers are those of the checkpoint. FILE.safetensors: weights in 16 bits, for --ckpt_path "
+        "of test and predict and for --model.weights; test then leaves out what they have seen.",
     )
-    parser.add_argument("--ckpt_path", metavar="FILE", required=True, help="checkpoint, run folder, best or last")
-    parser.add_argument("--output", metavar="FILE.safetensors", required=True, help="the file to write")
+    parser.add_argument(
+        "--ckpt_path",
+        metavar="FILE",
+        help="checkpoint, run folder, best or last (default: the network that comes with this project)",
+    )
+    parser.add_argument("--output", metavar="FILE", required=True, help="the .onnx or .safetensors file to write")
+    parser.add_argument("--images", metavar="FOLDER", help="faces to compare the answers by (default: drawn cards)")
+    parser.add_argument("--half", action="store_true", help="store an ONNX file's weights in 16 bits")
     chosen = parser.parse_args(options)
 
     from agr_lightning.inference.export import export
 
-    print(export(chosen.ckpt_path, chosen.output))
+    print(export(chosen.ckpt_path, chosen.output, chosen.images, chosen.half))
     return 0
 
 
@@ -178,6 +199,7 @@ _PLAIN: dict[str, Callable[[list[str]], int]] = {
     "audit": _audit,
     "compare": _compare,
     "export": _export,
+    "predict": _predict,
     "report": _report,
 }
 

@@ -1,5 +1,6 @@
 """What lies in a run folder, by name, and how its results are read."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ CHECKPOINTS_FOLDER = "checkpoints"
 SPLITS_FOLDER = "splits"
 RESULTS_FILE = "results.json"
 FIGURES_FOLDER = "figures"
-PREDICTIONS_FILE = "predictions.csv"
+PREDICTIONS_FILES = {"csv": "predictions.csv", "jsonl": "predictions.jsonl"}
 REPORT_FILE = "report.html"
 CARD_FILE = "MODEL_CARD.md"
 
 # Exported networks: how their files end, and what stands for the one that comes with this project.
-PACKED_SUFFIX = ".safetensors"
+PACKED_SUFFIX, ONNX_SUFFIX = ".safetensors", ".onnx"
 IN_THE_BOX = "the network that comes with this project"
 
 
@@ -33,6 +34,39 @@ def run_of(checkpoint: Path) -> Path:
     """The run folder that a checkpoint lies in, if it is where it was written."""
     # Named from inside its folder, a file has no parents in its name.
     return (checkpoint if len(checkpoint.parts) > 2 else checkpoint.resolve()).parent.parent
+
+
+def number_of(run: Path) -> int | None:
+    """N of a folder ``version_N``; None for another name."""
+    number = run.name.removeprefix("version_")
+    return int(number) if number.isdecimal() else None
+
+
+def run_number(checkpoint: Path, root: Path) -> int | None:
+    """N, when a checkpoint lies in the run folder ``version_N`` under ``root``; None when elsewhere."""
+    run = run_of(checkpoint.resolve())
+    return number_of(run) if run.parent == (root / RUNS_FOLDER).resolve() else None
+
+
+def reserve_run(root: Path) -> int:
+    """Makes the folder of the next run, which no other process then takes, and returns its number.
+
+    Raises:
+        UserError: when it cannot be made.
+    """
+    runs = root / RUNS_FOLDER
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        number = max((n + 1 for run in runs.glob("version_*") if (n := number_of(run)) is not None), default=0)
+        while True:
+            with contextlib.suppress(FileExistsError):
+                (runs / f"version_{number}").mkdir()
+                return number
+            number += 1
+    except OSError as error:
+        raise UserError(
+            f"no run folder can be made in {runs} ({error.strerror}); choose a place with --trainer.default_root_dir."
+        ) from None
 
 
 def read_results(run: str) -> tuple[Path, dict[str, Any]]:

@@ -6,7 +6,8 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-from lightning.pytorch.utilities import rank_zero_only
+# Lightning's own, without the wait for Lightning.
+from lightning_utilities.core.rank_zero import rank_zero_only
 from tqdm import tqdm
 
 _LOG = logging.getLogger("agr_lightning")

@@ -3,25 +3,18 @@
 import contextlib
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.utilities import rank_zero_only
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from agr_lightning.callbacks.announcement import Announcement
-from agr_lightning.callbacks.predictions import PredictionWriter
-from agr_lightning.callbacks.run_config import RunConfig
+from agr_lightning.callbacks.predictions import prepare_photos
 from agr_lightning.callbacks.run_folder import run_folder
-from agr_lightning.callbacks.splits import SplitWriter
-from agr_lightning.callbacks.test_report import TestReport
-from agr_lightning.callbacks.training_curves import TrainingCurves
 from agr_lightning.checkpoint_io import AtomicCheckpointIO
 from agr_lightning.checkpoint_options import check_fit_together, options_of
 from agr_lightning.checkpoints import (
@@ -30,21 +23,24 @@ from agr_lightning.checkpoints import (
     Checkpoint,
     find_checkpoint,
     read_checkpoint,
+)
+from agr_lightning.errors import UserError
+from agr_lightning.inference.photo_reader import ReadingOptions
+from agr_lightning.inference.predict import OutputOptions
+from agr_lightning.models.packed import seen_by
+from agr_lightning.optimization import NO_END
+from agr_lightning.parser import DESCRIPTIONS, OPTION_HELP
+from agr_lightning.run_files import (
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    IN_THE_BOX,
+    RESULTS_FILE,
+    RUNS_FOLDER,
     reserve_run,
     run_number,
 )
-from agr_lightning.data.datamodule import UTKFaceDataModule
-from agr_lightning.errors import UserError
-from agr_lightning.models.packed import seen_by
-from agr_lightning.module import AGRModule
-from agr_lightning.optimization import NO_END
-from agr_lightning.parser import DESCRIPTIONS, OPTION_HELP, AGRArgumentParser
-from agr_lightning.run_files import CHECKPOINTS_FOLDER, CONFIG_FILE, IN_THE_BOX, RESULTS_FILE, RUNS_FOLDER
-from agr_lightning.terminal import speaking
 
 _log = logging.getLogger(__name__)
-
-DEFAULT_EPOCHS = 20
 
 # The network computes its input and its heads in 32 bits.
 _UNSUPPORTED = ("16-true", "bf16-true", "64-true", "64", "transformer-engine", "transformer-engine-float16")
@@ -63,6 +59,9 @@ class AGRCommandLine(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data.image_size", "model.input_size")
         parser.link_arguments("data.grayscale", "model.grayscale")
+        if self.command == "predict":
+            for options in (ReadingOptions, OutputOptions):
+                parser.add_class_arguments(options)
         if self.command == "fit":
             parser.add_argument(
                 "--test_after_fit",
@@ -120,6 +119,9 @@ class AGRCommandLine(LightningCLI):
             self.datamodule.leave_out(held.seen)
         elif self.command == "fit" and self.model.hparams.weights is not None:
             self.datamodule.leave_out(seen_by(self.model.hparams.weights))
+        if self.command == "predict":
+            cards = held is not None and held.of_cards
+            prepare_photos(self.config.predict, cards, self.datamodule, self.trainer_defaults["callbacks"])
         # Before there are other processes, which would be left waiting if this fails.
         self.datamodule.setup(self.command)
         if self.command == "fit" and self.config.fit.test_after_fit:
@@ -152,7 +154,7 @@ class AGRCommandLine(LightningCLI):
                 reserved.rmdir()
                 with contextlib.suppress(OSError):  # other runs are in it
                     reserved.parent.rmdir()
-            raise UserError(f"the Trainer does not accept these options: {_first_line(error)}") from None
+            raise UserError(f"the Trainer does not accept these options: {first_line(error)}") from None
 
     def _check_options_of_learning(self) -> None:
         """Tries what would otherwise fail when the run folder is there already."""
@@ -229,74 +231,6 @@ class AGRCommandLine(LightningCLI):
             )
 
 
-def run(command: str, options: Sequence[str]) -> None:
-    """Runs one of LightningCLI's commands.
-
-    Args:
-        command: fit, validate, test or predict.
-        options: what follows it on the command line.
-
-    Raises:
-        UserError: for what the user can cure.
-        SystemExit: after --help and --print_config, and with code 2 for options that cannot be understood.
-    """
-    with speaking():
-        cli = type("AGRCommandLine", (AGRCommandLine,), {"command": command})
-        try:
-            cli(
-                AGRModule,
-                UTKFaceDataModule,
-                args=[command, *options],
-                parser_class=AGRArgumentParser,
-                parser_kwargs={"prog": "python -m agr_lightning"},
-                save_config_callback=RunConfig,
-                seed_everything_default=42,
-                # Keeps hyperparameters as the constructors get them: plain values.
-                load_from_checkpoint_support=False,
-                auto_configure_optimizers=False,
-                trainer_defaults={
-                    "max_epochs": DEFAULT_EPOCHS,
-                    "log_every_n_steps": 10,
-                    "callbacks": _callbacks(command),
-                    # The data module deals samples to devices itself, without counting any twice.
-                    "use_distributed_sampler": False,
-                },
-            )
-            if torch.distributed.is_initialized():
-                # Left to the interpreter's end, its threads may abort the process.
-                torch.distributed.destroy_process_group()
-        except MisconfigurationException as error:
-            raise UserError(_first_line(error)) from None
-        except torch.OutOfMemoryError:
-            raise UserError(
-                "the device is out of memory: use a smaller --data.batch_size or --data.image_size."
-            ) from None
-        except RuntimeError as error:
-            if "loading state_dict" in str(error):
-                raise UserError(
-                    "the checkpoint does not fit the network that the options describe, or is of another version "
-                    f"of this project: {' '.join(str(error).split()[5:])[:200]}"
-                ) from None
-            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                raise
-            raise UserError(
-                f"--model.compile true: torch cannot compile the network here ({_first_line(error)}); leave it out."
-            ) from None
-
-
-def _callbacks(command: str) -> list[Callback]:
-    if command == "predict":
-        return [PredictionWriter()]
-    if command == "validate":
-        return []
-    if command == "test":
-        return [TestReport()]
-    checkpoints = ModelCheckpoint(
-        monitor="val/loss", filename=BEST, save_last=True, enable_version_counter=False, auto_insert_metric_name=False
-    )
-    return [Announcement(), checkpoints, SplitWriter(), TestReport(), Timer(), TrainingCurves()]
-
-
 def _short(path: str | Path) -> str:
     """The path as one would type it here."""
     whole = Path(path).resolve()
@@ -304,5 +238,6 @@ def _short(path: str | Path) -> str:
     return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, up to its first line's end, in single blanks."""
     return " ".join(str(error).split("\n")[0].split())

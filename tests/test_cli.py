@@ -15,9 +15,9 @@ import yaml
 from PIL import Image
 
 from agr_lightning import __version__
-from agr_lightning.callbacks.predictions import COLUMNS
 from agr_lightning.cli import COMMANDS
-from agr_lightning.parser import explain
+from agr_lightning.inference.predictions import COLUMNS
+from agr_lightning.option_errors import explain
 from tests.conftest import FAST, copy_run, save_noise
 
 Run = Callable[..., tuple[int, str, str]]
@@ -56,7 +56,7 @@ def test_every_option_of_ours_has_a_sentence_and_a_default(run: Run, command: st
     [
         ("from agr_lightning.cli import main; main(['--help'])", ("torch", "numpy", "cv2")),
         # What Lightning needs is imported; what only some commands need is not.
-        ("import agr_lightning.trainer_cli", ("albumentations", "tensorboard", "agr_lightning.evaluation.figures")),
+        ("import agr_lightning.trainer_run", ("albumentations", "tensorboard", "agr_lightning.evaluation.figures")),
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_used(code: str, heavy: tuple[str, ...]) -> None:
@@ -320,7 +320,7 @@ def test_a_test_root_is_remembered(run: Run, here: Path) -> None:
 def test_runs_started_together_have_their_own_folders(here: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    from agr_lightning.checkpoints import reserve_run
+    from agr_lightning.run_files import reserve_run
 
     with ThreadPoolExecutor(8) as pool:
         numbers = list(pool.map(lambda _: reserve_run(here), range(20)))
@@ -387,7 +387,7 @@ def test_predict_gives_every_input_a_row_in_order(run: Run, here: Path, trained:
     code, out, _ = run(
         "predict", "--ckpt_path", str(trained), "--data.predict_path", "photos", "--data.batch_size", "4"
     )
-    assert code == 0 and "23 photos: 21 ok, 2 unreadable" in out and "1 files without an image's extension" in out
+    assert code == 0 and "23 inputs: 21 ok, 2 unreadable" in out and "1 files of other kinds left out" in out
     rows = _predictions(here / "lightning_logs" / "version_0")
     names = [row["path"] for row in rows]
     assert names == sorted(names) and len(rows) == 23 and names[-1] == "photos/sub/größe,\n.webp"
@@ -432,7 +432,7 @@ def test_predict_takes_a_photo_or_a_glob(run: Run, here: Path, trained: Path, pl
 
 @pytest.mark.parametrize(
     ("place", "message"),
-    [("nowhere", "no such photo or folder"), ("empty", "holds no image files"), (None, "nothing to predict")],
+    [("nowhere", "no such photo or folder"), ("empty", "holds no image files"), (None, "no photos are named")],
 )
 def test_predict_without_photos(run: Run, here: Path, trained: Path, place: str | None, message: str) -> None:
     (here / "empty").mkdir()

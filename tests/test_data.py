@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from agr_lightning.data.cache import cached_images, read_rows, resize
+from agr_lightning.data.cache import cached_images, read_rows
 from agr_lightning.data.cards import draw_card, draw_cards
 from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.data.dataset import FaceDataset
-from agr_lightning.data.images import read_rgb
+from agr_lightning.data.images import read_rgb, resize
 from agr_lightning.data.index import Index, build_index
 from agr_lightning.data.presets import PRESETS, Preset
 from agr_lightning.data.samples import Sample
@@ -355,7 +355,7 @@ def test_importing_draws_no_random_numbers() -> None:
     code = (
         "import random, numpy, torch; random.seed(1); numpy.random.seed(1); torch.manual_seed(1)\n"
         "before = random.getstate(), numpy.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()\n"
-        "import agr_lightning.trainer_cli\n"
+        "import agr_lightning.trainer_run\n"
         "after = random.getstate(), numpy.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()\n"
         "assert before == after"
     )

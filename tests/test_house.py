@@ -17,7 +17,7 @@ STOREYS = [
     ("inference",),
     ("optimization", "module", "checkpoint_io"),
     ("callbacks",),
-    ("parser", "terminal", "checkpoint_options", "trainer_cli"),
+    ("option_errors", "parser", "terminal", "predict_cli", "checkpoint_options", "trainer_cli", "trainer_run"),
     ("cli",),
     ("__main__",),
 ]

@@ -8,12 +8,11 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from agr_lightning.data.images import ImageError, read_rgb
+from agr_lightning.data.images import ImageError, read_rgb, resize
 from agr_lightning.data.samples import Samples
 from agr_lightning.errors import UserError
 from agr_lightning.files import atomic_write, cache_folder
@@ -22,21 +21,6 @@ from agr_lightning.files import atomic_write, cache_folder
 _CACHE_VERSION = 1
 
 _PORTION = 1024
-
-# Several threads or loader workers, each with OpenCV's own threads, are slower than they are alone.
-cv2.setNumThreads(0)
-
-
-def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """The one resize of the project: uint8 ``(height, width, 3)`` to ``(size, size, 3)``.
-
-    Averages areas when shrinking; a photo that is not square is squeezed into one.
-    """
-    if image.shape[:2] == (size, size):
-        return image
-    shrinks = min(image.shape[:2]) >= size
-    resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return np.asarray(resized, dtype=np.uint8)
 
 
 def cached_images(samples: Samples, size: int, cache_dir: str | None = None) -> NDArray[np.uint8]:

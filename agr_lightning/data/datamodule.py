@@ -1,8 +1,8 @@
 """UTKFaceDataModule: index, split, cache and transforms, tied to the Trainer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import lightning
 import numpy as np
@@ -45,7 +45,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         val_fraction: share of the photos that the random split sets aside for validation.
         test_fraction: share of the photos that the random split sets aside for the test.
         test_root: folder or archive of which all images are the test set; none of its photos is trained on.
-        predict_path: for predict: a photo, a folder (searched recursively), or a glob in quotes.
+        predict_path: for predict: a photo or video, a folder (searched recursively), a glob in quotes, or a .txt list.
         max_samples: use at most this many images on all sides together, each side, age band, gender and
             race keeping its share; null for all.
         max_per_gender: use at most this many images of each gender, likewise; null for all.
@@ -101,6 +101,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
             raise UserError(f"--data.root {root} and --data.synthetic {synthetic} exclude each other.")
         self._sources = Sources(root, synthetic, test_root, options, image_size, cache_dir)
         self._photos: list[Path] = []
+        self._read: Callable[[Path], Iterable[Any]] | None = None
         self._train_seed: int | None = None
 
     # ------------------------------------------------------------------ what Lightning calls
@@ -156,8 +157,13 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader[PhotoBatch]:
-        dataset = PhotoDataset(self._photos, self._image_size, self._grayscale)
+        assert self._read is not None  # see read_photos_by
+        dataset = PhotoDataset(self._photos, self._read)
         return self._loader(dataset, EvalSampler(len(dataset), *self._rank()))
+
+    def read_photos_by(self, read: Callable[[Path], Iterable[Any]]) -> None:
+        """Says how `predict` reads its inputs; see ``PhotoDataset``."""
+        self._read = read
 
     def leave_out(self, seen: NDArray[np.int64]) -> None:
         """Keeps photos out of what measures, before it is read: those whose name has one of these ``name_digests``."""

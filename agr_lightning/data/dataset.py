@@ -1,8 +1,8 @@
 """Samples and their cached images -> batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from agr_lightning.data.cache import read_rows, resize
-from agr_lightning.data.images import ImageError, read_rgb, without_colour
+from agr_lightning.data.cache import read_rows
+from agr_lightning.data.images import without_colour
 from agr_lightning.data.samples import Samples
 from agr_lightning.data.sampling import Draw
 
@@ -103,35 +103,38 @@ class FaceDataset(Dataset[Batch]):
         )
 
 
+class Held:
+    """Something that goes with a batch untouched: the Trainer looks into all that it knows."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
 class PhotoBatch(NamedTuple):
     """What predictions are made for.
 
     Attributes:
-        images: RGB, uint8 ``(batch, 3, size, size)``; black where the file is unreadable.
-        place: of each photo among the inputs, int64 ``(batch,)``.
-        width: of the file's image in pixels, int64 ``(batch,)``; 0 where the file is unreadable.
-        height: likewise.
+        images: all faces of the batch, RGB, uint8 ``(faces, 3, size, size)``.
+        place: of each input among all, int64 ``(batch,)``.
+        photos: for each input, the list of what was read from it.
     """
 
     images: Tensor
     place: Tensor
-    width: Tensor
-    height: Tensor
+    photos: Held
 
 
 class PhotoDataset(Dataset[PhotoBatch]):
-    """Photos without labels, each taken as one face crop; an unreadable one does not stop the others.
+    """Photos and videos without labels; one that cannot be used does not stop the others.
 
     Args:
-        paths: of the photos.
-        size: side of the images that the network gets, pixels.
-        grayscale: leave the colour of the images out.
+        paths: of the inputs.
+        read: the photos or frames in a file, each with its faces: uint8 ``crops``, ``(faces, size, size, 3)``.
     """
 
-    def __init__(self, paths: Sequence[Path], size: int, grayscale: bool = False) -> None:
+    def __init__(self, paths: Sequence[Path], read: Callable[[Path], Iterable[Any]]) -> None:
         self.paths = paths
-        self._size = size
-        self._grayscale = grayscale
+        self._read = read
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -141,20 +144,10 @@ class PhotoDataset(Dataset[PhotoBatch]):
 
     def __getitems__(self, draws: list[Draw]) -> PhotoBatch:
         """The batch of these draws; what a DataLoader without collation asks for."""
-        images = np.zeros((len(draws), self._size, self._size, 3), np.uint8)
-        shape = np.zeros((len(draws), 2), np.int64)
-        for row, draw in enumerate(draws):
-            try:
-                photo = read_rgb(self.paths[draw.place])
-            except ImageError:
-                continue
-            shape[row] = photo.shape[:2]
-            images[row] = resize(photo, self._size)
-        if self._grayscale:
-            images = without_colour(images)
-        height, width = torch.from_numpy(shape).unbind(1)
+        photos = [list(self._read(self.paths[draw.place])) for draw in draws]
+        faces = np.concatenate([photo.crops for found in photos for photo in found])
         place = torch.tensor([draw.place for draw in draws])
-        return PhotoBatch(torch.from_numpy(images).permute(0, 3, 1, 2), place, width, height)
+        return PhotoBatch(torch.from_numpy(faces).permute(0, 3, 1, 2), place, Held(photos))
 
 
 class LateLoader(DataLoader[T]):

@@ -1,5 +1,6 @@
 """One file -> one RGB array, or the reason why not. The only decoder of the project."""
 
+import functools
 import io
 from pathlib import Path
 
@@ -12,7 +13,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_PIXELS = 100_000_000
 
 # What a folder given to `predict` is searched for.
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif"})
+
+# Several threads or loader workers, each with OpenCV's own threads, are slower than they are alone.
+cv2.setNumThreads(0)
+
+# How photos of telephones begin, after four bytes: the commonest brands of ISO 23008-12.
+_HEIC = frozenset({b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc", b"ftypmsf1"})
 
 # How the reason begins where the file could not be opened at all.
 CANNOT_BE_READ = "cannot be read"
@@ -58,6 +65,8 @@ def decode_rgb(content: bytes, draft: int | None = None) -> NDArray[np.uint8]:
         content: the whole file.
         draft: lets a JPEG be decoded at a fraction of its size, no side below this many pixels.
     """
+    if content[4:12] in _HEIC:
+        _learn_heic()
     try:
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
@@ -76,6 +85,18 @@ def decode_rgb(content: bytes, draft: int | None = None) -> NDArray[np.uint8]:
         raise ImageError(_reason(error)) from None
 
 
+def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """The one resize of the project: uint8 ``(height, width, 3)`` to ``(size, size, 3)``.
+
+    Averages areas when shrinking; a photo that is not square is squeezed into one.
+    """
+    if image.shape[:2] == (size, size):
+        return image
+    shrinks = min(image.shape[:2]) >= size
+    resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return np.asarray(resized, dtype=np.uint8)
+
+
 def without_colour(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The brightness of RGB images in all three channels: uint8 ``(images, height, width, 3)`` to the same shape.
 
@@ -84,6 +105,15 @@ def without_colour(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     rows = images.reshape(-1, images.shape[2], 3)
     grey = np.asarray(cv2.cvtColor(cv2.cvtColor(rows, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8)
     return grey.reshape(images.shape)
+
+
+@functools.cache
+def _learn_heic() -> None:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise ImageError("HEIC needs pillow-heif: pip install 'agr-lightning[faces]'") from None
+    register_heif_opener()
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:

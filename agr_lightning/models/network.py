@@ -3,7 +3,9 @@
 import contextlib
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agr_lightning.files import Json
@@ -36,6 +38,10 @@ class Predictions(NamedTuple):
     age_high: Tensor | None
     gender: Tensor | None
     race: Tensor | None
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """Those that there are, by name."""
+        return {name: value.float().cpu().numpy() for name, value in self._asdict().items() if value is not None}
 
 
 def network_options(
@@ -75,6 +81,9 @@ class AGRNetwork(nn.Module):
         mirror: whether evaluation averages the heads' outputs for an image and its mirror image, at twice the cost.
 
     Attributes:
+        image_size: the argument.
+        grayscale: likewise.
+        mirror: likewise.
         calibration: what was measured on validation images and is applied by ``read``.
         frozen: whether the backbone is kept as it is; see ``freeze``.
 
@@ -99,7 +108,7 @@ class AGRNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.tasks = check_tasks(list(tasks))
-        self.grayscale, self.mirror = grayscale, mirror
+        self.image_size, self.grayscale, self.mirror = image_size, grayscale, mirror
         self.frozen = self._detached = False
         self.register_buffer("pixel_mean", torch.tensor(_PIXEL_MEAN).view(1, 3, 1, 1))
         self.register_buffer("pixel_std", torch.tensor(_PIXEL_STD).view(1, 3, 1, 1))

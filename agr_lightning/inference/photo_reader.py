@@ -1,0 +1,147 @@
+"""An input file -> its photos, or the frames of a video, with the faces in them cropped."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from agr_lightning.data.images import ImageError, read_rgb, resize
+from agr_lightning.data.photos import VIDEO_EXTENSIONS
+from agr_lightning.errors import UserError
+from agr_lightning.inference.faces import Finder, FinderName, build_finder, find_faces
+
+# Longest side, in pixels, of the picture that is kept for annotation.
+_SHOWN = 2048
+
+
+@dataclass(frozen=True)
+class ReadPhoto:
+    """A photo, or a frame of a video, as it was read.
+
+    Attributes:
+        path: of the file.
+        crops: its faces, the largest first, RGB, uint8 ``(faces, size, size, 3)``.
+        boxes: of the faces: left, top, width and height, pixels.
+        seconds: where in the video the frame is; None for a photo.
+        problem: why the file could not be used; None where it could.
+        shown: the picture, RGB, uint8, at most 2048 pixels long, where it is to be annotated.
+        shrunk: how many of its pixels are one of the photo's, 1 or less.
+    """
+
+    path: Path
+    crops: NDArray[np.uint8]
+    boxes: list[tuple[int, int, int, int]] = field(default_factory=list)
+    seconds: float | None = None
+    problem: str | None = None
+    shown: NDArray[np.uint8] | None = None
+    shrunk: float = 1.0
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """Which faces are wanted.
+
+    Args:
+        faces: what finds them; none takes each photo as one face crop.
+        largest: how many of a photo, the largest first; None for all.
+        min_size: side of the smallest face, pixels.
+        every: seconds between the frames of a video.
+
+    Raises:
+        UserError: for values that cannot work.
+    """
+
+    faces: FinderName = "auto"
+    largest: int | None = None
+    min_size: float = 30
+    every: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("largest", self.largest, 1), ("min_size", self.min_size, 1)):
+            if value is not None and not value >= least:
+                raise UserError(f"--{name} {value} must be {least} or more.")
+        if not self.every > 0:
+            raise UserError(f"--every {self.every} must be above 0 seconds.")
+
+
+class PhotoReader:
+    """Reads files; to be used from several threads at once.
+
+    Args:
+        options: which faces are wanted.
+        size: side of the crops, pixels.
+        keep: keep the pictures for annotation.
+        cards: whether the network was trained on drawn cards: then no faces are looked for, unless asked for by name.
+
+    Raises:
+        UserError: when the face finder is unknown or not installed.
+    """
+
+    def __init__(self, options: ReadingOptions, size: int, keep: bool = False, cards: bool = False) -> None:
+        self._options, self._size, self.keep = options, size, keep
+        self.finder: Finder | None = build_finder("none" if cards and options.faces == "auto" else options.faces)
+
+    @property
+    def way(self) -> str:
+        """How faces are found, in words."""
+        if self.finder is None:
+            return "each photo is taken as one"
+        return f"found by {self.finder.called}; for photos that are face crops, --faces none is quicker"
+
+    def read(self, path: Path) -> Iterator[ReadPhoto]:
+        """What is in a file; a file that cannot be used is one photo with a problem."""
+        if path.suffix.lower() in VIDEO_EXTENSIONS:
+            yield from self._frames(path)
+            return
+        try:
+            photo = read_rgb(path)
+        except ImageError as error:
+            yield self._unusable(path, str(error))
+            return
+        yield self.look(photo, path)
+
+    def look(self, photo: NDArray[np.uint8], path: Path = Path(), seconds: float | None = None) -> ReadPhoto:
+        """The faces of a decoded photo: RGB, uint8 ``(height, width, 3)``."""
+        height, width = photo.shape[:2]
+        if self.finder is None:
+            crops, boxes = resize(photo, self._size)[None], [(0, 0, width, height)]
+        else:
+            faces = find_faces(self.finder, photo, self._options.min_size, self._options.largest)
+            crops = np.zeros((len(faces), self._size, self._size, 3), np.uint8)
+            for row, face in enumerate(faces):
+                crops[row] = face.crop(photo, self._size)
+            boxes = [face.box for face in faces]
+        shown, shrunk = None, 1.0
+        if self.keep:
+            shrunk = min(1.0, _SHOWN / max(height, width))
+            shape = (max(1, round(width * shrunk)), max(1, round(height * shrunk)))
+            shown = np.asarray(cv2.resize(photo, shape, interpolation=cv2.INTER_AREA), np.uint8)
+        return ReadPhoto(path, crops, boxes, seconds, shown=shown, shrunk=shrunk)
+
+    def _frames(self, path: Path) -> Iterator[ReadPhoto]:
+        video = cv2.VideoCapture(str(path))
+        wanted = 0.0
+        try:
+            while video.grab():
+                # A file that does not say how fast it plays has no times either: then frames count as 1/25 s.
+                rate = video.get(cv2.CAP_PROP_FPS) or 25.0
+                number = video.get(cv2.CAP_PROP_POS_FRAMES) - 1
+                seconds = video.get(cv2.CAP_PROP_POS_MSEC) / 1000 or max(0.0, number) / rate
+                if seconds + 1e-6 < wanted:
+                    continue
+                readable, frame = video.retrieve()
+                if not readable:
+                    continue
+                wanted = seconds + self._options.every
+                rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                yield self.look(np.asarray(rgb, np.uint8), path, round(seconds, 3))
+        finally:
+            video.release()
+        if not wanted:
+            yield self._unusable(path, "no frame of it can be decoded")
+
+    def _unusable(self, path: Path, problem: str) -> ReadPhoto:
+        return ReadPhoto(path, np.zeros((0, self._size, self._size, 3), np.uint8), problem=problem)

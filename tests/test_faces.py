@@ -1,0 +1,161 @@
+"""Faces in photos: where they are, and how they are cropped."""
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from agr_lightning.data.images import resize
+from agr_lightning.errors import UserError
+from agr_lightning.inference.faces import (
+    _LANDMARKS,
+    Face,
+    FinderName,
+    HaarFinder,
+    MTCNNFinder,
+    _aligned,
+    build_finder,
+    find_faces,
+    square,
+)
+from tests.drawn_face import EYES, draw_face, draw_photo
+
+Photo = NDArray[np.uint8]
+
+FINDERS: tuple[FinderName, ...] = ("mtcnn", "haar")
+
+
+def _gradient(height: int, width: int) -> Photo:
+    """Each pixel says where it is: red from left to right, green from top to bottom."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([255 * x / max(1, width - 1), 255 * y / max(1, height - 1), 0 * x], 2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", FINDERS)
+def test_all_faces_are_found_largest_first(name: FinderName) -> None:
+    photo = draw_photo((40, 100, 200), (330, 40, 380))
+    finder = build_finder(name)
+    assert finder is not None
+    faces = find_faces(finder, photo, 30, None)
+    assert len(faces) == 2 and faces[0].side > 1.5 * faces[1].side
+    for face, (left, top, size) in zip(faces, [(330, 40, 380), (40, 100, 200)], strict=True):
+        x, y, width, height = face.box
+        assert width == height == round(face.side)
+        # The head is in the middle of the picture; a crop holds the face and not the shoulders.
+        assert x + width / 2 == pytest.approx(left + size / 2, abs=0.08 * size)
+        assert y + height / 2 == pytest.approx(top + size * 0.57, abs=0.12 * size)
+        assert 0.45 * size < width < 0.75 * size
+    assert [face.box for face in find_faces(finder, photo, 30, 1)] == [faces[0].box]
+    (alone,) = find_faces(finder, photo, 170, None)
+    assert alone.corners == pytest.approx(faces[0].corners, abs=15)
+
+
+@pytest.mark.parametrize("name", FINDERS)
+def test_no_face_is_no_face(name: FinderName) -> None:
+    finder = build_finder(name)
+    assert finder is not None
+    for photo in (draw_photo(), _gradient(200, 300), np.zeros((1, 1, 3), np.uint8), np.zeros((20, 3000, 3), np.uint8)):
+        assert find_faces(finder, photo, 30, None) == []
+
+
+@pytest.mark.parametrize("name", FINDERS)
+def test_a_tight_crop_is_found_whole(name: FinderName) -> None:
+    """UTKFace's own crops have hardly anything around the face."""
+    head = draw_face(400)
+    tight = head[128:328, 100:300]
+    finder = build_finder(name)
+    assert finder is not None
+    (face,) = find_faces(finder, tight, 30, None)
+    assert face.side == pytest.approx(200, abs=45)
+
+
+def test_a_large_photo_is_searched_small_and_cropped_sharp() -> None:
+    # Detail of 4 pixels, which a third of the size has lost.
+    noise = np.random.default_rng(0).integers(0, 2, (600, 950, 1), np.uint8) * 255
+    photo = noise.repeat(4, 0).repeat(4, 1).repeat(3, 2)
+    seen: list[tuple[int, ...]] = []
+
+    def finder(searched: Photo, smallest: float) -> list[Face]:
+        seen.append((*searched.shape[:2], round(smallest)))
+        return [square(searched.shape[1] / 2, searched.shape[0] / 2, 160)]
+
+    finder.called = "test"  # type: ignore[attr-defined]
+    (face,) = find_faces(finder, photo, 100, None)  # type: ignore[arg-type]
+    assert seen == [(808, 1280, 34)]
+    assert face.side == pytest.approx(160 * 3800 / 1280, rel=0.01)
+    crop = face.crop(photo, 475)
+    shown = crop[:, :, 0].astype(int)
+    assert ((shown < 20) | (shown > 235)).mean() > 0.4
+
+
+@pytest.mark.parametrize("angle", [-30, 0, 20])
+def test_mtcnn_turns_faces_upright(angle: int) -> None:
+    turn = cv2.getRotationMatrix2D((380, 240), angle, 1)
+    ground = (168, 188, 205)
+    photo = cv2.warpAffine(
+        draw_photo((230, 90, 300)), turn, (760, 480), borderMode=cv2.BORDER_CONSTANT, borderValue=ground
+    )
+    (face,) = find_faces(MTCNNFinder(), np.asarray(photo, np.uint8), 30, None)
+    edge = face.corners[1] - face.corners[0]
+    assert np.degrees(np.arctan2(edge[1], edge[0])) == pytest.approx(-angle, abs=4)
+    # Where the crop is taken from, the eyes are where UTKFace has them.
+    basis = np.stack([edge, face.corners[2] - face.corners[0]], 1)
+    for (x, y), expected in zip(EYES, _LANDMARKS, strict=False):
+        there = turn @ np.array([230 + 300 * x, 90 + 300 * y, 1])
+        assert np.linalg.solve(basis, there - face.corners[0]) == pytest.approx(expected, abs=0.04)
+
+
+def test_landmarks_at_their_usual_places_give_the_usual_square() -> None:
+    assert _aligned(_LANDMARKS * 80 + (10, 20)).corners == pytest.approx(np.array([[10, 20], [90, 20], [10, 100]]))
+    mirrored = _aligned(_LANDMARKS[[1, 0, 2, 4, 3]])
+    assert np.isfinite(mirrored.corners).all()  # nobody's face; but never an error
+
+
+def test_an_upright_crop_is_the_pixels_of_the_photo() -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    assert (square(40, 30, 32).crop(photo, 32) == photo[14:46, 24:56]).all()
+    assert (square(40, 30, 40).crop(photo, 20) == resize(photo[10:50, 20:60], 20)).all()
+
+
+def test_beyond_the_photo_its_edge_is_repeated() -> None:
+    photo = _gradient(50, 50)
+    crop = square(0, 0, 40).crop(photo, 40)
+    assert (crop[:20, :20] == photo[0, 0]).all() and (crop[20:, 20:] == photo[:20, :20]).all()
+    assert (square(-500, -500, 20).crop(photo, 20) == photo[0, 0]).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    *(st.integers(1, 200), st.integers(1, 200)),
+    *(st.floats(-300, 500), st.floats(-300, 500)),
+    *(st.floats(0.5, 2000), st.floats(-180, 180)),
+)
+def test_any_square_can_be_cropped(height: int, width: int, x: float, y: float, side: float, angle: float) -> None:
+    photo = _gradient(height, width)
+    turn = np.radians(angle)
+    across = side * np.array([np.cos(turn), np.sin(turn)])
+    down = np.array([-across[1], across[0]])
+    start = np.array([x, y])
+    crop = Face(np.array([start, start + across, start + down])).crop(photo, 24)
+    assert crop.shape == (24, 24, 3) and crop.dtype == np.uint8
+    # Its middle is that of the square, or the nearest edge.
+    middle = start + (across + down) / 2
+    where = middle.clip(0, (width, height))
+    if side < 4 * min(width, height) and min(width, height) > 30:
+        expected = 255 * where / (width, height)
+        assert crop[11:13, 11:13, :2].mean((0, 1)) == pytest.approx(
+            expected, abs=255 * max(3, side / 8) / min(width, height)
+        )
+
+
+def test_finders_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert build_finder("none") is None
+    assert isinstance(build_finder("auto"), MTCNNFinder) and isinstance(build_finder("haar"), HaarFinder)
+    with pytest.raises(UserError, match=r"--faces mtcn \(did you mean 'mtcnn'\?\)"):
+        build_finder("mtcn")  # type: ignore[arg-type]
+    monkeypatch.setitem(__import__("sys").modules, "facenet_pytorch", None)
+    assert isinstance(build_finder("auto"), HaarFinder)
+    with pytest.raises(UserError, match=r"needs facenet-pytorch: pip install 'agr-lightning\[faces\]'"):
+        build_finder("mtcnn")

@@ -1,0 +1,311 @@
+"""From photos to predictions, with faces that have to be found, and from any kind of file."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from agr_lightning.errors import UserError
+from agr_lightning.inference.annotate import label
+from agr_lightning.inference.answers import Answer
+from agr_lightning.inference.photo_reader import PhotoReader, ReadingOptions
+from agr_lightning.inference.predictions import COLUMNS
+from agr_lightning.inference.predictor import Predictor
+from agr_lightning.predict_cli import needs_trainer
+from tests.drawn_face import draw_photo
+
+Run = Callable[..., tuple[int, str, str]]
+
+TRAINER = ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--data.num_workers", "0")
+
+
+def _rows(here: Path, number: int = 0) -> list[dict[str, str]]:
+    with (here / "lightning_logs" / f"version_{number}" / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def photos(here: Path) -> Path:
+    """Two faces, one, none, and a file that is no photo."""
+    folder = here / "photos"
+    folder.mkdir()
+    Image.fromarray(draw_photo((40, 100, 220), (330, 40, 380))).save(folder / "a two.png")
+    Image.fromarray(draw_photo((200, 60, 320))).save(folder / "b one.jpg", quality=95)
+    Image.fromarray(draw_photo()).save(folder / "c none.webp")
+    (folder / "d broken.jpg").write_bytes((folder / "b one.jpg").read_bytes()[:3000])
+    return folder
+
+
+@pytest.mark.parametrize("options", [(), TRAINER], ids=["alone", "with a Trainer"])
+def test_every_face_and_every_input_has_a_row(photos: Path, here: Path, run: Run, options: tuple[str, ...]) -> None:
+    code, out, err = run("predict", "--data.predict_path", "photos", "--faces", "haar", *options)
+    assert code == 0, err
+    assert "4 inputs: 3 ok, 1 no_face, 1 unreadable" in out and "the network that comes with this project" in out
+    rows = _rows(here)
+    assert [(Path(row["path"]).name, row["face"], row["status"]) for row in rows] == [
+        ("a two.png", "0", "ok"),
+        ("a two.png", "1", "ok"),
+        ("b one.jpg", "0", "ok"),
+        ("c none.webp", "", "no_face"),
+        ("d broken.jpg", "", "unreadable"),
+    ]
+    assert tuple(rows[0]) == COLUMNS
+    assert float(rows[0]["width"]) > 1.4 * float(rows[1]["width"]) and float(rows[0]["x"]) > float(rows[1]["x"])
+    assert float(rows[0]["age_low"]) < float(rows[0]["age"]) < float(rows[0]["age_high"])
+    assert rows[4]["reason"] == "truncated" and rows[3]["reason"] == rows[3]["age"] == ""
+
+
+def test_both_ways_say_the_same(photos: Path, here: Path, run: Run) -> None:
+    for number, options in enumerate([(), TRAINER]):
+        run("predict", "--data.predict_path", "photos", "--faces", "haar", *options)
+        rows = _rows(here, number)
+        if number == 0:
+            first = rows
+    for one, other in zip(first, rows, strict=True):
+        for name in COLUMNS:
+            if name.startswith(("age", "prob", "gender_p", "race_p")) and one[name]:
+                assert float(one[name]) == pytest.approx(float(other[name]), abs=0.011)
+            else:
+                assert one[name] == other[name]
+
+
+def test_the_largest_the_smallest_and_json(photos: Path, here: Path, run: Run) -> None:
+    options = ("--faces", "haar", "--format", "jsonl", "--largest", "1", "--min-size=150")
+    code, out, err = run("predict", "--data.predict_path", "photos", *options)
+    assert code == 0 and "4 inputs: 2 ok, 1 no_face, 1 unreadable" in out, err
+    text = (here / "lightning_logs" / "version_0" / "predictions.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert [row["status"] for row in rows] == ["ok", "ok", "no_face", "unreadable"]
+    assert isinstance(rows[0]["age"], float) and rows[0]["face"] == 0 and "age" not in rows[2]
+
+
+def test_copies_show_boxes_and_labels(photos: Path, here: Path, run: Run) -> None:
+    (photos / "deep").mkdir()
+    Image.fromarray(draw_photo((200, 60, 320))).save(photos / "deep" / "b one.jpg")
+    for options in ((), TRAINER):
+        code, _, err = run(
+            "predict", "--data.predict_path", "photos", "--faces", "haar", "--annotate", "copies", *options
+        )
+        assert code == 0, err
+        made = sorted(str(path.relative_to("copies")) for path in Path("copies").rglob("*.jpg"))
+        assert made == ["a two.png.jpg", "b one.jpg", "c none.webp.jpg", "deep/b one.jpg"]
+        before, after = (np.asarray(Image.open(f"{place}/b one.jpg"), int) for place in ("photos", "copies"))
+        row = next(row for row in _rows(here) if row["path"].endswith("b one.jpg"))
+        left, top, width = (int(row[name]) for name in ("x", "y", "width"))
+        changed = np.abs(before - after).max(2) > 60
+        assert changed[top + width // 2, left : left + 4].any() and changed[top + width // 2, left + width - 4 :].any()
+        assert not changed[top + 40 : top + width - 10, left + 10 : left + width - 10].any()
+    code, _, err = run("predict", "--data.predict_path", "photos", "--faces", "haar", "--annotate", "photos")
+    assert code == 1 and "would overwrite" in err and not (here / "lightning_logs" / "version_2").exists()
+
+
+def test_labels() -> None:
+    whole = Answer(33.6, 28.2, 40.4, {"male": 0.02, "female": 0.98}, {"white": 0.5, "asian": 0.3})
+    assert label(whole) == "34 (28-40)  female 98%  white 50%"
+    assert label(whole.without("race")) == "34 (28-40)  female 98%"
+    assert label(Answer(8.0, None, None, None, None)) == "8"
+
+
+def test_a_list_of_paths(photos: Path, here: Path, run: Run) -> None:
+    Path("list.txt").write_text("photos/c none.webp\n\nphotos/nowhere.jpg\nphotos/b one.jpg\nphotos/b one.jpg\n")
+    code, _, err = run("predict", "--data.predict_path", "list.txt", "--faces", "haar")
+    assert code == 0, err
+    rows = _rows(here)
+    assert [row["status"] for row in rows] == ["no_face", "unreadable", "ok", "ok"]
+    assert rows[1]["reason"] == "cannot be read (No such file or directory)"
+    Path("empty.txt").write_text("\n")
+    code, _, err = run("predict", "--data.predict_path", "empty.txt")
+    assert code == 1 and "empty.txt names no photo" in err
+
+
+def test_frames_of_a_video(here: Path, run: Run) -> None:
+    frame, empty = draw_photo((200, 60, 320))[:, :, ::-1], draw_photo()[:, :, ::-1]
+    video = cv2.VideoWriter("clip.mp4", cv2.VideoWriter.fourcc(*"mp4v"), 10, (760, 480))
+    for number in range(35):
+        video.write(frame if number < 20 else empty)
+    video.release()
+    Path("broken.avi").write_bytes(b"RIFF nothing")
+    code, _, err = run("predict", "--data.predict_path", "*.[am]*", "--faces", "haar", "--every", "1", "--annotate=c")
+    assert code == 0, err
+    rows = _rows(here)
+    assert [(row["path"], row["seconds"], row["status"]) for row in rows] == [
+        ("broken.avi", "", "unreadable"),
+        *(("clip.mp4", seconds, "ok") for seconds in ("0.0", "1.0")),
+        *(("clip.mp4", seconds, "no_face") for seconds in ("2.0", "3.0")),
+    ]
+    assert sorted(path.name for path in Path("c").iterdir())[1] == "clip.mp4.00001.000s.jpg"
+
+
+def test_photos_are_upright_and_of_any_kind(here: Path) -> None:
+    reader = PhotoReader(ReadingOptions("haar"), 64)
+    photo = Image.fromarray(draw_photo((200, 60, 320)))
+    turned = photo.rotate(90, expand=True)
+    exif = turned.getexif()
+    exif[0x0112] = 6  # as telephones store an upright photo
+    turned.save("turned.jpg", exif=exif, quality=95)
+    photo.save("plain.jpg", quality=95)
+    photo.convert("CMYK").save("cmyk.jpg", quality=95)
+    photo.save("photo.tiff")
+    photo.save("photo.bmp")
+    photo.convert("L").save("gray.png")
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+    photo.save("photo.heic", quality=95)
+    boxes = {path.name: [read.boxes for read in reader.read(path)] for path in sorted(here.iterdir())}
+    assert len(boxes) == 7
+    for name, found in boxes.items():
+        assert len(found) == 1 and len(found[0]) == 1, name
+        assert found[0][0] == pytest.approx(boxes["plain.jpg"][0][0], abs=6), name
+
+
+def test_heic_without_its_library_says_so(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from agr_lightning.data import images
+
+    images._learn_heic.cache_clear()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    Path("a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
+    (read,) = PhotoReader(ReadingOptions("none"), 64).read(Path("a.heic"))
+    assert read.problem == "HEIC needs pillow-heif: pip install 'agr-lightning[faces]'"
+
+
+def test_hostile_inputs_are_rows(here: Path, run: Run) -> None:
+    folder = here / "x"
+    folder.mkdir()
+    Image.new("RGB", (1, 1)).save(folder / "tiny.png")
+    Image.new("L", (30000, 20)).save(folder / "wide.png")
+    Image.new("1", (20000, 20000)).save(folder / "bomb.png")
+    Image.fromarray(np.full((50, 50), 40000, np.uint16)).save(folder / "deep.png")
+    frames = [Image.new("P", (40, 40), number) for number in range(3)]
+    frames[0].save(folder / "moves.gif", save_all=True, append_images=frames[1:])
+    Image.new("RGB", (40, 40)).save(folder / "n\new\tñ .jpg")
+    (folder / "loop").symlink_to(folder)
+    (folder / "dangling.jpg").symlink_to(folder / "nowhere.jpg")
+    os.mkfifo(folder / "pipe.fifo")
+    code, _, err = run("predict", "--data.predict_path", "x")
+    assert code == 0, err
+    rows = {Path(row["path"]).name: row for row in _rows(here)}
+    assert set(rows) == {"tiny.png", "wide.png", "bomb.png", "deep.png", "moves.gif", "n\new\tñ .jpg", "dangling.jpg"}
+    assert rows["bomb.png"]["status"] == "unreadable" and "100 million" in rows["bomb.png"]["reason"]
+    assert rows["dangling.jpg"]["status"] == "unreadable"
+    assert {row["status"] for name, row in rows.items() if name not in ("bomb.png", "dangling.jpg")} == {"no_face"}
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--faces", "yolo"), 2, "--faces yolo: expected one of auto, mtcnn, haar, none"),
+        (("--largest", "0"), 1, "--largest 0 must be 1 or more."),
+        (("--min_size", "0.5"), 1, "--min_size 0.5 must be 1 or more."),
+        (("--every", "0"), 1, "--every 0.0 must be above 0 seconds."),
+        (("--format", "xml"), 2, "--format xml: expected one of csv, jsonl"),
+        (("--data.batch_size", "0"), 1, "--data.batch_size 0 must be 1 or more."),
+        (("--ckpt_path", "nowhere.onnx"), 1, "--ckpt_path nowhere.onnx does not exist."),
+        (("--ckpt_path", "a.onnx", "--trainer.devices", "1"), 1, "an ONNX file is for predict alone"),
+        (("--annotate", "a.onnx/x"), 1, "--annotate a.onnx/x: a two.png cannot be written (Not a directory)."),
+        (("--largets", "1"), 2, "no option is called '--largets' (did you mean '--largest'?)"),
+    ],
+)
+def test_mistakes_end_in_a_line(
+    photos: Path, here: Path, run: Run, options: tuple[str, ...], code: int, message: str
+) -> None:
+    Path("a.onnx").write_text("no")
+    found, _, err = run("predict", "--data.predict_path", "photos", "--faces=haar", *options)
+    assert found == code and message in err and err.count("\n") == 1
+    assert not list(here.glob("lightning_logs/*"))
+
+
+def test_which_options_need_a_trainer() -> None:
+    assert not needs_trainer(["--data.predict_path=x", "--largest", "2", "--every", "-1", "--ckpt_path", "a"])
+    for option in ("--help", "-h", "--config", "--trainer.devices=2", "--model.tasks", "--print_config"):
+        assert needs_trainer(["--data.predict_path", "x", option])
+
+
+def test_predict_alone_imports_no_lightning(photos: Path, here: Path) -> None:
+    code = (
+        "import sys; from agr_lightning.cli import main\n"
+        "assert main(['predict', '--data.predict_path', 'photos', '--faces', 'haar']) == 0\n"
+        "print([name for name in ('lightning.pytorch', 'torchmetrics', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+# ---------------------------------------------------------------------- the Python API
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor.load()
+
+
+def test_images_of_any_size_in_any_batches(predictor: Predictor) -> None:
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 256, (*shape, 3), np.uint8) for shape in ((40, 40), (96, 96), (300, 100))]
+    together = predictor(images)
+    for image, answer in zip(images, together, strict=True):
+        (alone,) = predictor([image], batch_size=1)
+        assert alone.age == pytest.approx(answer.age, abs=1e-3) and alone.gender == answer.gender
+        assert answer.age_low is not None and answer.age is not None and answer.age_low < answer.age
+        assert answer.genders is not None and sum(answer.genders.values()) == pytest.approx(1, abs=1e-5)
+        assert answer.race_probability == max((answer.races or {}).values())
+    three = predictor(np.stack([images[1]] * 3), batch_size=2)
+    assert len(three) == 3 and three[2].age == pytest.approx(together[1].age, abs=1e-3)
+    assert predictor([]) == []
+
+
+def test_other_arrays_are_refused(predictor: Predictor) -> None:
+    for image in (np.zeros((5, 5), np.uint8), np.zeros((5, 5, 3)), np.zeros((0, 5, 3), np.uint8)):
+        with pytest.raises(UserError, match="expected uint8"):
+            predictor([image])  # type: ignore[list-item]
+
+
+def test_threads_do_not_disturb_each_other(predictor: Predictor) -> None:
+    random = np.random.default_rng(1)
+    batches = [random.integers(0, 256, (4, 50, 50, 3), np.uint8) for _ in range(12)]
+    expected = [[answer.age for answer in predictor(batch)] for batch in batches]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(predictor, batches))
+    for ages, answers in zip(expected, found, strict=True):
+        assert [answer.age for answer in answers] == pytest.approx(ages, abs=1e-3)
+
+
+# ---------------------------------------------------------------------- real data
+
+
+@pytest.mark.real_data
+def test_found_faces_are_as_good_as_the_crops(utkface: Path) -> None:
+    """UTKFace's crops, turned and put into larger pictures: what is found there is answered as well as the crops."""
+    from agr_lightning.checkpoints import BOX
+    from agr_lightning.data.images import read_rgb
+    from agr_lightning.files import name_digests
+    from agr_lightning.models.packed import read_packed
+
+    seen = set(read_packed(BOX, "").seen.tolist())
+    files = sorted(file for file in utkface.rglob("*.jpg") if not {*name_digests([file.name]).tolist()} & seen)
+    random = np.random.default_rng(0)
+    crops, pictures, ages = [], [], []
+    for place in random.choice(len(files), 80, replace=False):
+        crops.append(read_rgb(files[place]))
+        ages.append(int(files[place].name.split("_")[0]))
+        turn = cv2.getRotationMatrix2D((100, 100), random.uniform(-20, 20), 0.8)
+        turn[:, 2] += (220 + random.uniform(-50, 50), 140 + random.uniform(-30, 30))
+        pictures.append(cv2.warpAffine(crops[-1], turn, (640, 480), borderMode=cv2.BORDER_REPLICATE))
+    reader, predictor = PhotoReader(ReadingOptions("mtcnn", largest=1), 96), Predictor.load()
+    found = [reader.look(np.asarray(picture, np.uint8)).crops for picture in pictures]
+    assert sum(len(crop) for crop in found) >= 78
+    kept = np.array([len(crop) == 1 for crop in found])
+    errors = [
+        np.abs([answer.age or 0 for answer in predictor(images)] - np.array(ages)[kept])
+        for images in ([crop for crop, keep in zip(crops, kept, strict=True) if keep], np.concatenate(found))
+    ]
+    assert errors[1].mean() < errors[0].mean() + 1.0
