@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agr_lightning.errors import UserError
-from agr_lightning.files import Json, user_path
+from agr_lightning.files import Json, name_digests, user_path
 from agr_lightning.models.network import AGRNetwork, network_options
-from agr_lightning.models.packed import OF_MODEL, read_packed
+from agr_lightning.models.packed import OF_MODEL, read_packed, seen_by
 from agr_lightning.models.weights import NETWORK_PREFIX, read_torch_file
 from agr_lightning.run_files import (
     CHECKPOINTS_FOLDER,
@@ -25,6 +25,9 @@ from agr_lightning.run_files import (
 )
 
 BEST, LAST = "best", "last"
+
+# Training learns from the first; the second chooses the weights and calibrates them.
+_SEEN_LISTS = ("train.txt", "val.txt")
 
 # The weights that are used where no checkpoint is named.
 BOX = Path(__file__).parent / "weights" / f"agr{PACKED_SUFFIX}"
@@ -156,6 +159,42 @@ def read_checkpoint(path: Path) -> Checkpoint:
     data, epoch = content.get("datamodule_hyper_parameters", {}), content.get("epoch")
     number = epoch if isinstance(epoch, int) else None
     return Checkpoint(path, cast(dict[str, Json], model), cast(dict[str, Json], data), number, network)
+
+
+def seen_images(checkpoint: Checkpoint) -> NDArray[np.int64]:
+    """Digests of the names of the images that a network has learnt from, or was chosen or calibrated by.
+
+    Those of its run, and what the weights that it started from, and its teachers, had seen.
+
+    Raises:
+        UserError: when the checkpoint does not lie in the folder of its run, or what it came from is gone.
+    """
+    if checkpoint.seen is not None:
+        return checkpoint.seen
+    lists = splits_of(checkpoint.path)
+    if lists is None or not all((lists / name).is_file() for name in _SEEN_LISTS):
+        raise UserError(
+            f"--ckpt_path {checkpoint.path} lies in no run folder with splits/: without them nobody could tell which "
+            "images it may not be tested on. Leave the checkpoint in the folder of its run."
+        )
+    texts = ((lists / name).read_text("utf-8", "surrogateescape") for name in _SEEN_LISTS)
+    seen = [name_digests(line for text in texts for line in text.splitlines())]
+    start, teachers = checkpoint.model.get("weights"), cast(list[str], checkpoint.model.get("teachers", []))
+    for source in (*([] if start is None else [str(start)]), *teachers):
+        if not user_path(source).exists():
+            raise UserError(
+                f"--ckpt_path {checkpoint.path} has learnt from {source}, which is gone: it says whom that has seen."
+            )
+        seen.append(seen_by(source) if source == start else seen_images(read_teacher(source)))
+    return np.concatenate(seen)
+
+
+def read_teacher(named: str) -> Checkpoint:
+    """A network that another is to learn from: an exported file, a checkpoint, or a run folder."""
+    try:
+        return read_checkpoint(find_checkpoint(named, Path()))
+    except UserError as error:
+        raise UserError(str(error).replace("--ckpt_path", "--model.teachers")) from None
 
 
 def splits_of(checkpoint: Path) -> Path | None:

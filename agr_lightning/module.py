@@ -23,6 +23,7 @@ from agr_lightning.models.age import AgeLossName, AgeReadout
 from agr_lightning.models.backbones import BackboneName
 from agr_lightning.models.losses import JointLoss, LossWeights, Weighting, balanced_weights
 from agr_lightning.models.network import AGRNetwork, Predictions, network_options
+from agr_lightning.models.teaching import Teachers
 from agr_lightning.models.weights import Start
 from agr_lightning.optimization import (
     BACKBONE,
@@ -48,6 +49,9 @@ class AGRModule(lightning.LightningModule):
         pretrained: start the backbone from torchvision's ImageNet weights.
         weights: file to start from: a checkpoint of this project, or a state dict of the network or of its
             backbone; null for random weights.
+        teachers: trained networks, each an exported file, a checkpoint or a run folder, whose answers are learned
+            beside the labels.
+        teaching: share of the training loss that is about the teachers' answers, where there are teachers.
         tasks: what to predict: any of age, gender and race.
         age_loss: a number learned by l1 (mean absolute error), mse (mean squared error) or smooth_l1 (squared below 3
             years); a distribution learned by dldl (Gaussian labels) or mean_variance; ordered thresholds by coral.
@@ -82,6 +86,8 @@ class AGRModule(lightning.LightningModule):
         backbone: BackboneName = "agr_cnn",
         pretrained: bool = False,
         weights: str | None = None,
+        teachers: list[str] = [],  # noqa: B006 (never changed)
+        teaching: float = 0.5,
         tasks: list[Task] = list(TASKS),  # noqa: B006 (never changed; the command line shows it)
         age_loss: AgeLossName = "l1",
         age_readout: AgeReadout | None = None,
@@ -130,6 +136,7 @@ class AGRModule(lightning.LightningModule):
         self.network = AGRNetwork(**self.network_options)  # type: ignore[arg-type]
         self.tasks = self.network.tasks
         self.loss = JointLoss(age_loss, loss_weights, label_smoothing, loss_weighting, self.tasks)
+        self.teachers: Teachers | None = None
         self._race_class_weights = race_class_weights
         if isinstance(race_class_weights, list):
             self.loss.weigh_races(race_class_weights)
@@ -170,6 +177,9 @@ class AGRModule(lightning.LightningModule):
         outputs = network(batch.images)
         losses = self.loss(outputs, labels)
         total: Tensor = self.loss.total(losses)
+        if stage == "train" and self.teachers is not None:
+            taught = self.teachers.losses(batch.images, outputs, self.network)
+            total = torch.lerp(total, self.loss.total(losses | taught), self.teachers.share)
         metrics = self.metrics[f"{stage}_metrics"]
         assert isinstance(metrics, StageMetrics)
         predictions = self.network.read(outputs)

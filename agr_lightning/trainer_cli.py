@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.fabric.utilities import rank_zero_only
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -23,11 +24,14 @@ from agr_lightning.checkpoints import (
     Checkpoint,
     find_checkpoint,
     read_checkpoint,
+    read_teacher,
+    seen_images,
 )
 from agr_lightning.errors import UserError
 from agr_lightning.inference.photo_reader import ReadingOptions
 from agr_lightning.inference.predict import OutputOptions
 from agr_lightning.models.packed import seen_by
+from agr_lightning.models.teaching import Teachers
 from agr_lightning.optimization import NO_END
 from agr_lightning.parser import DESCRIPTIONS, OPTION_HELP
 from agr_lightning.run_files import (
@@ -117,8 +121,8 @@ class AGRCommandLine(LightningCLI):
         if held is not None and held.seen is not None:
             self.model.take(held.state, held.epoch, IN_THE_BOX if held.in_the_box else held.path)
             self.datamodule.leave_out(held.seen)
-        elif self.command == "fit" and self.model.hparams.weights is not None:
-            self.datamodule.leave_out(seen_by(self.model.hparams.weights))
+        elif self.command == "fit":
+            self._prepare_sources()
         if self.command == "predict":
             cards = held is not None and held.of_cards
             prepare_photos(self.config.predict, cards, self.datamodule, self.trainer_defaults["callbacks"])
@@ -155,6 +159,17 @@ class AGRCommandLine(LightningCLI):
                 with contextlib.suppress(OSError):  # other runs are in it
                     reserved.parent.rmdir()
             raise UserError(f"the Trainer does not accept these options: {first_line(error)}") from None
+
+    def _prepare_sources(self) -> None:
+        """Reads the networks that this one learns from; nothing is tested on what they have seen."""
+        options = self.model.hparams
+        seen = [] if options.weights is None else [seen_by(options.weights)]
+        teachers = [read_teacher(named) for named in options.teachers]
+        if teachers:
+            self.model.teachers = Teachers([teacher.network() for teacher in teachers], options.teaching)
+        seen += [seen_images(teacher) for teacher in teachers]
+        if seen:
+            self.datamodule.leave_out(np.concatenate(seen))
 
     def _check_options_of_learning(self) -> None:
         """Tries what would otherwise fail when the run folder is there already."""

@@ -5,18 +5,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from agr_lightning.checkpoints import Checkpoint, find_checkpoint, read_checkpoint, splits_of
+from agr_lightning.checkpoints import Checkpoint, find_checkpoint, read_checkpoint, seen_images
 from agr_lightning.data.cards import draw_card
 from agr_lightning.data.images import ImageError, read_rgb
 from agr_lightning.data.photos import find_photos
 from agr_lightning.errors import UserError
-from agr_lightning.files import name_digests, user_path
+from agr_lightning.files import user_path
 from agr_lightning.labels import AGE_MAX, GENDERS, RACES
-from agr_lightning.models.packed import pack, seen_by, write_packed
+from agr_lightning.models.packed import pack, write_packed
 from agr_lightning.run_files import ONNX_SUFFIX, PACKED_SUFFIX
-
-# Training learns from the first; the second chooses the weights and calibrates them.
-_SEEN_LISTS = ("train.txt", "val.txt")
 
 # How many faces the answers of an ONNX file are compared by.
 _FACES = 64
@@ -58,29 +55,9 @@ def export(named: str | None, output: str, images: str | None = None, half: bool
 def _write_packed(path: Path, checkpoint: Checkpoint) -> str:
     if checkpoint.exported:
         raise UserError(f"{checkpoint.called} is an exported file already; name a checkpoint.")
-    packed = pack(checkpoint.model, checkpoint.data, checkpoint.epoch, checkpoint.state, _seen(checkpoint))
+    packed = pack(checkpoint.model, checkpoint.data, checkpoint.epoch, checkpoint.state, seen_images(checkpoint))
     write_packed(path, packed)
     return f"which has seen {len(packed.seen):,} images"
-
-
-def _seen(checkpoint: Checkpoint) -> NDArray[np.int64]:
-    """What the weights have seen: the images of their run, and what the weights that it started from had seen."""
-    lists = splits_of(checkpoint.path)
-    if lists is None or not all((lists / name).is_file() for name in _SEEN_LISTS):
-        raise UserError(
-            f"--ckpt_path {checkpoint.path} lies in no run folder with splits/: without them nobody could tell which "
-            "images it may not be tested on. Leave the checkpoint in the folder of its run."
-        )
-    texts = ((lists / name).read_text("utf-8", "surrogateescape") for name in _SEEN_LISTS)
-    own = name_digests(line for text in texts for line in text.splitlines())
-    start = checkpoint.model.get("weights")
-    if start is None:
-        return own
-    if not user_path(str(start)).is_file():
-        raise UserError(
-            f"--ckpt_path {checkpoint.path} started from {start}, which is gone: it says what those have seen."
-        )
-    return np.concatenate([own, seen_by(str(start))])
 
 
 def _faces(images: str | None) -> list[NDArray[np.uint8]]:
