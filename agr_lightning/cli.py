@@ -19,6 +19,7 @@ COMMANDS = {
     "validate": "measure a checkpoint on the validation images",
     "test": "measure a checkpoint on the test images: results.json and figures",
     "predict": "find the faces in photos and videos, and predict for each: predictions.csv",
+    "app": "a web page on this machine: drop photos, see faces and answers",
     "audit": "say what is wrong with a data folder",
     "compare": "one table of tested runs: figures, groups, size and speed",
     "export": "a checkpoint's network in one file that travels: ONNX or safetensors",
@@ -121,6 +122,30 @@ def _audit(options: list[str]) -> int:
     return 0
 
 
+def _app(options: list[str]) -> int:
+    parser = _Parser(
+        f"{_PROGRAM} app",
+        description="Opens a page in the browser: drop photos on it or use the camera, see each face with age, gender "
+        "and race, and download the table. Photos stay in memory, on this machine, until the page is closed.",
+    )
+    parser.add_argument(
+        "--ckpt_path",
+        metavar="FILE",
+        help=".onnx or .safetensors file, checkpoint, run folder, best or last (default: the network that comes along)",
+    )
+    parser.add_argument("--port", type=int, default=8501, metavar="N", help="port to listen on (default: 8501)")
+    parser.add_argument(
+        "--address", default="localhost", help="address to listen on; 0.0.0.0 lets others in (default: localhost)"
+    )
+    parser.add_argument("--no_browser", action="store_true", help="do not open a browser")
+    chosen = parser.parse_args(options)
+
+    from agr_lightning.app_server import serve
+
+    serve(chosen.ckpt_path, chosen.address, chosen.port, browser=not chosen.no_browser)
+    return 0
+
+
 def _compare(options: list[str]) -> int:
     parser = _Parser(
         f"{_PROGRAM} compare",
@@ -196,6 +221,7 @@ def _export(options: list[str]) -> int:
 
 # The commands that are not LightningCLI's.
 _PLAIN: dict[str, Callable[[list[str]], int]] = {
+    "app": _app,
     "audit": _audit,
     "compare": _compare,
     "export": _export,

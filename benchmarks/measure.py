@@ -21,7 +21,7 @@ from agr_lightning.data.index import build_index
 
 
 class Stopwatch(Callback):
-    """Notes when each batch of training, test or prediction ends; for ``--trainer.callbacks``."""
+    """Notes when each batch of training or test ends; for ``--trainer.callbacks``."""
 
     times: ClassVar[list[float]] = []
 
@@ -36,16 +36,10 @@ class Stopwatch(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         Stopwatch.times = []
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        Stopwatch.times = []
-
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
         Stopwatch.times.append(time.perf_counter())
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
-        Stopwatch.times.append(time.perf_counter())
-
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
         Stopwatch.times.append(time.perf_counter())
 
 

@@ -1,69 +1,113 @@
-"""`predict` on a folder of face crops, from file to predictions.csv, against forward passes on ready arrays.
+"""`predict` on face crops against onnxruntime on ready arrays; its first answer; its memory over many photos.
 
-python benchmarks/predict.py [--root UTKFace] [--images 2000] [--num_workers 0] [--repeats 7]
+python benchmarks/predict.py [--root UTKFace] [--images 2000] [--many 10000] [--repeats 7]
 """
 
 import argparse
 import os
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from measure import USE_STOPWATCH, Stopwatch, in_turns, per_second, quietly, show, silence, wait_for_device
+import numpy as np
+from measure import in_turns, machine, quietly, repeated, show, silence
 
-from agr_lightning.data.cards import draw_cards
-from agr_lightning.data.index import build_index
-from agr_lightning.module import AGRModule
+from agr_lightning.data.images import read_rgb, resize
+from agr_lightning.inference.onnx_engine import load_onnx
 
 BATCH = 64
+COMMAND = (sys.executable, "-m", "agr_lightning", "predict", "--faces", "none")
+
+# What a first answer is compared with: torch, and one forward pass of the network that comes along.
+TORCH = """
+import torch
+from agr_lightning.checkpoints import find_checkpoint, read_checkpoint
+from pathlib import Path
+network = read_checkpoint(find_checkpoint(None, Path())).network()
+network.predict(torch.zeros(1, 3, 96, 96, dtype=torch.uint8))
+"""
+
+# Prints the most memory that a process has had, in MB. The usual call counts the process that started it as well.
+PEAK = """
+import sys
+from agr_lightning.cli import main
+assert main(sys.argv[1:]) == 0
+status = open("/proc/self/status").read()
+print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="folder of UTKFace images; without it, drawn cards")
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--num_workers", type=int, default=0)
+    parser.add_argument("--many", type=int, default=10_000, help="photos for the comparison of memory")
     parser.add_argument("--repeats", type=int, default=7)
     chosen = parser.parse_args()
     silence()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        photos = Path("photos")
-        photos.mkdir()
-        samples = build_index(chosen.root or str(draw_cards(chosen.images, 0))).samples
-        for sample in list(samples)[: chosen.images]:
-            (photos / sample.name).symlink_to(sample.path)
-        quietly("fit", "--data.synthetic=120", "--trainer.max_steps=5", "--test_after_fit=false")
-
-        def command() -> list[float]:
-            quietly(
-                *("predict", "--ckpt_path=last", "--data.predict_path=photos", f"--data.batch_size={BATCH}"),
-                *(f"--data.num_workers={chosen.num_workers}", USE_STOPWATCH),
-            )
-            return Stopwatch.times
-
-        def rate(loop: Callable[[], list[float]]) -> Callable[[], float]:
-            return lambda: per_second(loop(), BATCH, 3)
-
-        sides = {"forward passes on ready arrays": rate(lambda: bare(chosen.images)), "predict": rate(command)}
-        found = in_turns(sides, chosen.repeats)
-    show(f"Predicting agr_cnn at 128 px, {chosen.num_workers} workers", found, "images a second", next(iter(sides)))
+        repeated(chosen.root, chosen.images, Path("photos"))
+        quietly("export", "--output", "faces.onnx")
+        _show_rates(chosen.images, chosen.repeats)
+        _show_first_answers(chosen.repeats)
+        _show_memory(chosen)
 
 
-def bare(images: int) -> list[float]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = AGRModule().network.to(device).eval()
-    batch = torch.randint(0, 256, (BATCH, 128, 128, 3), dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
-    times = []
-    with torch.inference_mode():
-        for _ in range(images // BATCH):
-            network.predict(batch)
-            times.append(time.perf_counter())
-    wait_for_device()
-    times[-1] = time.perf_counter()
-    return times
+def _show_rates(count: int, repeats: int) -> None:
+    engine = load_onnx(Path("faces.onnx"))
+    some = np.stack([resize(read_rgb(path), engine.image_size) for path in sorted(Path("photos").iterdir())[:BATCH]])
+    engine(some)
+
+    def bare() -> float:
+        start = time.perf_counter()
+        for _ in range(count // BATCH):
+            engine(some)
+        return count // BATCH * BATCH / (time.perf_counter() - start)
+
+    def command() -> float:
+        start = time.perf_counter()
+        quietly("predict", "--ckpt_path=faces.onnx", "--data.predict_path=photos", "--faces=none")
+        return count / (time.perf_counter() - start)
+
+    found = in_turns({"onnxruntime on ready arrays": bare, "predict, from files to predictions.csv": command}, repeats)
+    show(f"Predicting {count:,} crops", found, "images a second", "onnxruntime on ready arrays")
+
+
+def _show_first_answers(repeats: int) -> None:
+    photo = sorted(Path("photos").iterdir())[0]
+    sides: dict[str, Callable[[], float]] = {
+        "import torch, one forward pass": lambda: _seconds(sys.executable, "-c", TORCH),
+        "predict, weights of torch": lambda: _seconds(*COMMAND, "--data.predict_path", str(photo)),
+        "predict, ONNX file": lambda: _seconds(*COMMAND, "--data.predict_path", str(photo), "--ckpt_path=faces.onnx"),
+    }
+    found = in_turns(sides, repeats)
+    base = next(iter(found))
+    print(f"\nFirst answer of a cold process, one photo (n = {repeats}, {machine()})\n")
+    print(f"| | seconds | ratio to {base} | spread |\n|---|---|---|---|")
+    for name, values in found.items():
+        ratios = sorted(value / other for value, other in zip(values, found[base], strict=True))
+        middle = statistics.median(ratios)
+        print(f"| {name} | {statistics.median(values):.2f} | {middle:.2f} | {ratios[0]:.2f} to {ratios[-1]:.2f} |")
+
+
+def _show_memory(chosen: argparse.Namespace) -> None:
+    print("\nMost memory of `predict`, ONNX file\n\n| photos | MB |\n|---|---|")
+    for count in (chosen.many // 10, chosen.many):
+        photos = repeated(chosen.root, count, Path(f"many{count}"))
+        options = ("predict", "--data.predict_path", str(photos), "--ckpt_path=faces.onnx", "--faces=none")
+        done = subprocess.run([sys.executable, "-c", PEAK, *options], check=True, capture_output=True, text=True)
+        print(f"| {count:,} | {float(done.stdout.splitlines()[-1]):,.0f} |", flush=True)
+
+
+def _seconds(*arguments: str) -> float:
+    start = time.perf_counter()
+    subprocess.run(arguments, check=True, capture_output=True)
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ SMALLEST = {
     "input": ("--size", "32", "--repeats", "1"),
     "fit_overhead": ("--size", "32", "--batch_size", "8", "--steps", "12", "--repeats", "1"),
     "test_overhead": ("--images", "400", "--repeats", "1"),
-    "predict": ("--images", "400", "--repeats", "1"),
+    "predict": ("--images", "100", "--many", "200", "--repeats", "1"),
+    "crop_sensitivity": ("--images", "20", "--finder_images", "3"),
     "startup": ("--images", "100", "--repeats", "1"),
     "memory": ("--sizes", "100", "--steps", "2"),
     "time_to_accuracy": ("--seeds", "1"),
@@ -32,6 +33,8 @@ def test_a_benchmark_prints_its_table(name: str, cards: Path, tmp_path: Path) ->
         config = tmp_path / "short.yaml"
         config.write_text("{data: {image_size: 32, num_workers: 0}, trainer: {max_epochs: 1, accelerator: cpu}}")
         options = (*options, "--root", str(cards), "--config", str(config))
+    if name == "crop_sensitivity":
+        options = (*options, "--root", str(cards))
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *options]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr

@@ -157,5 +157,5 @@ def test_finders_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         build_finder("mtcn")  # type: ignore[arg-type]
     monkeypatch.setitem(__import__("sys").modules, "facenet_pytorch", None)
     assert isinstance(build_finder("auto"), HaarFinder)
-    with pytest.raises(UserError, match=r"needs facenet-pytorch: pip install 'agr-lightning\[faces\]'"):
+    with pytest.raises(UserError, match="needs facenet-pytorch: uv sync"):
         build_finder("mtcnn")

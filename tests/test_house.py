@@ -17,7 +17,17 @@ STOREYS = [
     ("inference",),
     ("optimization", "module", "checkpoint_io"),
     ("callbacks",),
-    ("option_errors", "parser", "terminal", "predict_cli", "checkpoint_options", "trainer_cli", "trainer_run"),
+    (
+        "option_errors",
+        "parser",
+        "terminal",
+        "predict_cli",
+        "app",
+        "app_server",
+        "checkpoint_options",
+        "trainer_cli",
+        "trainer_run",
+    ),
     ("cli",),
     ("__main__",),
 ]
@@ -59,3 +69,22 @@ def test_the_network_and_the_labels_know_no_lightning(file: Path) -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_no_file_is_too_long_to_read(file: Path) -> None:
     assert len(file.read_text().splitlines()) <= 320
+
+
+def test_the_page_knows_inference_alone() -> None:
+    own = {name for name in _imports(PACKAGE / "app.py") if name.startswith("agr_lightning.")}
+    assert {name.split(".")[1] for name in own} <= {"inference", "data"}
+    assert {name for name in own if name.startswith("agr_lightning.data.")} == {"agr_lightning.data.images"}
+
+
+@pytest.mark.parametrize("file", sorted((PACKAGE / "inference").glob("*.py")), ids=lambda file: file.name)
+def test_inference_knows_no_lightning(file: Path) -> None:
+    assert "lightning" not in {name.split(".")[0] for name in _imports(file)}
+    if file.stem not in ("torch_engine", "onnx_export"):
+        tops = {
+            name.split(".")[0]
+            for node in ast.parse(file.read_text()).body
+            if isinstance(node, ast.Import)
+            for name in [alias.name for alias in node.names]
+        }
+        assert "torch" not in tops

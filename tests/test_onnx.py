@@ -200,9 +200,9 @@ def test_a_missing_library_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     code, _, err = run("export", "--output", "a.onnx")
-    assert code == 1 and f"ONNX needs {missing}: pip install 'agr-lightning[onnx]'" in err
+    assert code == 1 and f"ONNX needs {missing}: uv sync --all-extras, or pip install -e '.[onnx]'" in err
     if missing == "onnxruntime":
-        with pytest.raises(UserError, match=r"needs onnxruntime: pip install 'agr-lightning\[onnx\]'"):
+        with pytest.raises(UserError, match="needs onnxruntime: uv sync"):
             Predictor.load(exported)
 
 

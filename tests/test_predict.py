@@ -175,7 +175,7 @@ def test_heic_without_its_library_says_so(here: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     Path("a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
     (read,) = PhotoReader(ReadingOptions("none"), 64).read(Path("a.heic"))
-    assert read.problem == "HEIC needs pillow-heif: pip install 'agr-lightning[faces]'"
+    assert read.problem == "HEIC needs pillow-heif: uv sync --all-extras, or pip install -e '.[faces]'"
 
 
 def test_hostile_inputs_are_rows(here: Path, run: Run) -> None:

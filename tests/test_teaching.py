@@ -43,7 +43,7 @@ def test_a_network_has_nothing_to_learn_from_itself(images: torch.Tensor) -> Non
     for loss in Teachers([network], 0.5).losses(images, outputs, network).values():
         assert float(loss) == pytest.approx(0, abs=1e-4)
     for loss in Teachers([other], 0.5).losses(images, outputs, network).values():
-        assert float(loss) > 0.05
+        assert float(loss) > 0.01
 
 
 def test_the_losses_are_those_of_the_teachers_mean(images: torch.Tensor) -> None:
@@ -94,7 +94,7 @@ def test_shares_that_cannot_be(share: float) -> None:
 
 def test_a_short_training_gains_from_a_teacher_alone(trained: Path, here: Path, run: Run) -> None:
     """Without any weight on the labels, all that is learnt comes from the teacher."""
-    fit = ("fit", *SMALL, "--trainer.max_epochs", "3", "--data.augmentation", "none", "--model.teaching", "1")
+    fit = ("fit", *SMALL, "--trainer.max_epochs", "8", "--data.augmentation", "none", "--model.teaching", "1")
     code, _, err = run(*fit, "--model.teachers", f"[{trained}]")
     assert code == 0, err
     results = json.loads((here / "lightning_logs" / "version_0" / "results.json").read_text())
@@ -103,14 +103,7 @@ def test_a_short_training_gains_from_a_teacher_alone(trained: Path, here: Path, 
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert not any("teacher" in name for name in state)
     # It is gone on with, with the same teacher.
-    code, _, err = run(
-        "fit",
-        "--config",
-        "lightning_logs/version_0/config.yaml",
-        "--ckpt_path",
-        str(checkpoint),
-        "--trainer.max_epochs=3",
-    )
+    code, _, err = run("fit", "--config", "lightning_logs/version_0/config.yaml", "--ckpt_path", str(checkpoint))
     assert code == 0, err
 
 
@@ -120,18 +113,17 @@ def test_nothing_is_tested_on_what_a_teacher_has_seen(trained: Path, here: Path,
     options = ("--data.seed", "3", "--trainer.max_steps", "1", "--data.max_samples", "300")
     for teacher in ("teacher.safetensors", "lightning_logs/version_0"):
         # Other cards, some of them called like those that the teacher knows.
-        code, out, err = run("fit", *SMALL, *options, "--model.teachers", f"[{teacher}]", "--test_after_fit=false")
+        code, _, err = run("fit", *SMALL, *options, "--model.teachers", f"[{teacher}]", "--test_after_fit=false")
         assert code == 0 or "have seen all images" in err, err
     folder = max((here / "lightning_logs").glob("version_*"))
-    code, _, err = run(
-        "export", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), "--output", "next.safetensors"
-    )
+    last = str(folder / "checkpoints" / "last.ckpt")
+    code, _, err = run("export", "--ckpt_path", last, "--output", "next.safetensors")
     assert code == 0, err
     before, after = (set(read_packed(here / f"{name}.safetensors", "").seen.tolist()) for name in ("teacher", "next"))
     own = (folder / "splits" / "train.txt").read_text().split()
     assert before < after and set(name_digests(own).tolist()) <= after
     shutil.rmtree(here / "lightning_logs" / "version_0")
-    code, _, err = run("export", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), "--output", "x.safetensors")
+    code, _, err = run("export", "--ckpt_path", last, "--output", "x.safetensors")
     assert code == 1 and "which is gone: it says whom that has seen" in err
 
 

@@ -26,6 +26,8 @@ class Announcement(lightning.Callback):
             f"{pl_module.network_options['backbone']}: {parameters / 1e6:.2f} M parameters, "
             f"{pl_module.device.type} x {trainer.world_size}, precision {trainer.precision}"
         )
+        if pl_module.teachers is not None:
+            _log.info(f"learns from {len(pl_module.hparams['teachers'])} trained networks beside the labels")
 
 
 def _has_bfloat16_units() -> bool:

@@ -9,8 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from agr_lightning.errors import needs
+
 # A 100-megapixel photo takes 300 MB decoded; more is refused before it is decoded.
 MAX_PIXELS = 100_000_000
+
+# EXIF's tag for how to turn a photo.
+_ORIENTATION = 0x0112
 
 # What a folder given to `predict` is searched for.
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif"})
@@ -112,13 +117,16 @@ def _learn_heic() -> None:
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
-        raise ImageError("HEIC needs pillow-heif: pip install 'agr-lightning[faces]'") from None
+        raise ImageError(f"HEIC {needs('pillow-heif', 'faces')}") from None
     register_heif_opener()
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     image.load()
-    upright = ImageOps.exif_transpose(image)
+    # Asked first, since Pillow copies an image that needs no turning.
+    upright = image if image.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
+    if upright.mode == "RGB" and "transparency" not in upright.info:
+        return np.array(upright)
     if upright.mode == "F":
         raise ImageError("floating-point pixels, of unknown range")
     if upright.mode == "I" or upright.mode.startswith("I;16"):

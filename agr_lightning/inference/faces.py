@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agr_lightning.data.images import resize
-from agr_lightning.errors import UserError, did_you_mean
+from agr_lightning.errors import UserError, did_you_mean, needs
 
 FinderName = Literal["auto", "mtcnn", "haar", "none"]
 
@@ -112,9 +112,7 @@ def build_finder(name: FinderName) -> Finder | None:
             return MTCNNFinder()
         except ImportError:
             if name == "mtcnn":
-                raise UserError(
-                    "--faces mtcnn needs facenet-pytorch: pip install 'agr-lightning[faces]', or use --faces haar."
-                ) from None
+                raise UserError(f"--faces mtcnn {needs('facenet-pytorch', 'faces')}; or use --faces haar.") from None
     return HaarFinder()
 
 

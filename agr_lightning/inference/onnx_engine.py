@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agr_lightning.errors import UserError
+from agr_lightning.errors import UserError, needs
 from agr_lightning.files import check_readable
 from agr_lightning.inference.answers import OUTPUTS, Arrays
 from agr_lightning.labels import CLASSES
@@ -51,7 +51,7 @@ def load_onnx(path: Path, option: str = "--ckpt_path") -> OnnxEngine:
     try:
         import onnxruntime
     except ImportError:
-        raise UserError(f"{option} {path} needs onnxruntime: pip install 'agr-lightning[onnx]'.") from None
+        raise UserError(f"{option} {path} {needs('onnxruntime', 'onnx')}.") from None
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4  # what goes wrong is said below
     try:

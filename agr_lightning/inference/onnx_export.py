@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from agr_lightning import __version__
 from agr_lightning.checkpoints import Checkpoint
 from agr_lightning.data.images import resize
-from agr_lightning.errors import UserError
+from agr_lightning.errors import UserError, needs
 from agr_lightning.files import Json, atomic_write
 from agr_lightning.inference.answers import OUTPUTS
 from agr_lightning.inference.onnx_engine import FORMAT, INPUT, METADATA_KEY, load_onnx
@@ -78,7 +78,7 @@ def write_onnx(path: Path, checkpoint: Checkpoint, faces: Sequence[NDArray[np.ui
         import onnxruntime  # noqa: F401 (asked for before the work begins)
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(f"ONNX needs {error.name}: pip install 'agr-lightning[onnx]'.") from None
+        raise UserError(f"ONNX {needs(str(error.name), 'onnx')}.") from None
     whole = _Whole(checkpoint.network()).eval()
     model = _converted(whole)
     for node in model.graph.node:

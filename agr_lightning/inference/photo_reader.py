@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from agr_lightning.data.images import ImageError, read_rgb, resize
+from agr_lightning.data.images import ImageError, decode_rgb, read_bytes, resize
 from agr_lightning.data.photos import VIDEO_EXTENSIONS
 from agr_lightning.errors import UserError
 from agr_lightning.inference.faces import Finder, FinderName, build_finder, find_faces
@@ -97,11 +97,19 @@ class PhotoReader:
             yield from self._frames(path)
             return
         try:
-            photo = read_rgb(path)
+            content = read_bytes(path)
         except ImageError as error:
             yield self._unusable(path, str(error))
             return
-        yield self.look(photo, path)
+        yield self.open(content, path)
+
+    def open(self, content: bytes, path: Path) -> ReadPhoto:
+        """What is in a photo that was read from a file already."""
+        try:
+            photo = decode_rgb(content)
+        except ImageError as error:
+            return self._unusable(path, str(error))
+        return self.look(photo, path)
 
     def look(self, photo: NDArray[np.uint8], path: Path = Path(), seconds: float | None = None) -> ReadPhoto:
         """The faces of a decoded photo: RGB, uint8 ``(height, width, 3)``."""

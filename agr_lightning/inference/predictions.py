@@ -56,6 +56,11 @@ def _values(answer: Answer) -> Row:
     return row
 
 
+def as_csv(rows: Iterable[Row]) -> str:
+    """The text of predictions.csv."""
+    return "".join(_lines(rows, "csv", Counter()))
+
+
 def write_rows(path: Path, rows: Iterable[Row], style: Format) -> Counter[str]:
     """Writes rows as they come; the file appears when they have ended without an error.
 

@@ -1,0 +1,93 @@
+"""The web page: widgets only. Streamlit runs this file anew for each change on the page; app_server.py starts it."""
+
+import sys
+from pathlib import Path
+
+import streamlit as st
+
+from agr_lightning.data.images import EXTENSIONS
+from agr_lightning.inference.annotate import draw
+from agr_lightning.inference.answers import Answer
+from agr_lightning.inference.photo_reader import PhotoReader, ReadingOptions, ReadPhoto
+from agr_lightning.inference.predictions import Row, as_csv, rows_of
+from agr_lightning.inference.predictor import Predictor
+
+_PURPOSE = """
+It says what a network has learnt from how people judged some 19,000 photos: **apparent** age, one of two genders,
+and one of five coarse race labels, of which the last is everyone else. It does not know who somebody is.
+
+- Good for: trying a network out, labelling one's own collection roughly, seeing where it is wrong.
+- Not for: decisions about people, checking an age, or finding out what somebody would not tell.
+- Children, people above 70, and the label *others* come out worst; the model card has the figures by group.
+- Nothing that is uploaded is stored: photos stay in this machine's memory until the page is closed.
+"""
+
+
+@st.cache_resource(show_spinner="Loading the network …")
+def _tools(named: str | None) -> tuple[Predictor, PhotoReader]:
+    predictor = Predictor.load(named)
+    return predictor, PhotoReader(ReadingOptions(), predictor.image_size, keep=True, cards=predictor.of_cards)
+
+
+def main() -> None:
+    """Draws the page."""
+    # Without an icon: Streamlit's are fetched from elsewhere.
+    st.set_page_config("Age, gender and race")
+    st.title("Age, gender and race")
+    predictor, reader = _tools(sys.argv[1] if len(sys.argv) > 1 else None)
+    with st.sidebar:
+        race = st.toggle("Show race", value=True)
+        camera = st.toggle("Use the camera", value=False)
+        st.caption(f"Network: {predictor.source}")
+    uploads = list(
+        st.file_uploader(
+            "Photos",
+            sorted(extension.lstrip(".") for extension in EXTENSIONS),
+            accept_multiple_files=True,
+        )
+        or []
+    )
+    shot = st.camera_input("A photo from the camera") if camera else None
+    rows: list[Row] = []
+    for upload in [*uploads, *([shot] if shot else [])]:
+        with st.spinner(f"Looking at {upload.name} …"):
+            photo = reader.open(upload.getvalue(), Path(upload.name))
+            answers = predictor(photo.crops)
+        if not race:
+            answers = [answer.without("race") for answer in answers]
+        _show(photo, answers)
+        rows += rows_of(photo, answers)
+    if rows:
+        st.download_button("Download the table", as_csv(rows), "predictions.csv", "text/csv")
+    with st.expander("What this is for, and what not", expanded=not rows):
+        st.markdown(_PURPOSE)
+
+
+def _show(photo: ReadPhoto, answers: list[Answer]) -> None:
+    st.subheader(photo.path.name)
+    if photo.problem is not None:
+        st.error(f"This file cannot be used: {photo.problem}.")
+        return
+    if not answers:
+        st.warning("No face was found in this photo. A larger or more frontal face may help.")
+        st.image(draw(photo, answers))
+        return
+    st.image(draw(photo, answers))
+    faces = "one face" if len(answers) == 1 else f"{len(answers)} faces, the largest first"
+    st.caption(f"Found {faces}; the age with the interval that holds 80 % of labels.")
+    st.table([_described(number, answer) for number, answer in enumerate(answers, 1)])
+
+
+def _described(number: int, answer: Answer) -> dict[str, str]:
+    cells = {"Face": str(number)}
+    if answer.age is not None:
+        interval = "" if answer.age_low is None else f" ({answer.age_low:.0f} to {answer.age_high:.0f})"
+        cells["Age"] = f"{answer.age:.0f} years{interval}"
+    for title, probabilities in (("Gender", answer.genders), ("Race", answer.races)):
+        if probabilities is not None:
+            ranked = sorted(probabilities.items(), key=lambda item: -item[1])
+            cells[title] = ", ".join(f"{name} {value:.0%}" for name, value in ranked if value >= 0.05)
+    return cells
+
+
+main()
