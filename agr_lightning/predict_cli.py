@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -13,8 +13,23 @@ from agr_lightning.inference.predict import OutputOptions, predict
 from agr_lightning.option_errors import Explaining
 from agr_lightning.terminal import speaking
 
-# What of LightningCLI's options makes sense without it.
-_SHARED = ("data.predict_path", "data.batch_size", "trainer.default_root_dir", "trainer.enable_progress_bar")
+# What of LightningCLI's options makes sense without it: type, default, and help.
+_SHARED: dict[str, tuple[Any, object, str]] = {
+    "data.predict_path": (
+        str | None,
+        None,
+        "a photo or video, a folder (searched recursively), a glob in quotes, or a .txt list.",
+    ),
+    "ckpt_path": (
+        str | None,
+        None,
+        "an exported .onnx or .safetensors file, a checkpoint, a run folder, 'best' or 'last'; the network that comes "
+        "with this project where none is named.",
+    ),
+    "data.batch_size": (int, 64, "faces that are computed at once."),
+    "trainer.default_root_dir": (str, ".", "the folder that holds lightning_logs."),
+    "trainer.enable_progress_bar": (bool, True, "whether to show one."),
+}
 
 
 T = TypeVar("T")
@@ -25,10 +40,10 @@ class _Parser(Explaining, ArgumentParser):
 
 
 def needs_trainer(options: Sequence[str]) -> bool:
-    """Whether there is an option, --help too, that only LightningCLI knows."""
-    known = ["ckpt_path", *_SHARED, *(field.name for kind in (ReadingOptions, OutputOptions) for field in fields(kind))]
+    """Whether there is an option that only LightningCLI knows."""
+    known = ["help", *_SHARED, *(field.name for kind in (ReadingOptions, OutputOptions) for field in fields(kind))]
     names = {option.partition("=")[0] for option in options if option.startswith("-") and not _is_number(option)}
-    return not names <= {f"--{name}" for name in known}
+    return not names <= {"-h", *(f"--{name}" for name in known)}
 
 
 def run(options: Sequence[str]) -> None:
@@ -41,14 +56,18 @@ def run(options: Sequence[str]) -> None:
         UserError: for what the user can cure.
         SystemExit: with code 2 for options that cannot be understood.
     """
-    parser = _Parser(prog="python -m agr_lightning predict", exit_on_error=True)
-    parser.add_argument("--ckpt_path", type=str | None)
-    parser.add_argument("--data.predict_path", type=str | None)
-    parser.add_argument("--data.batch_size", type=int, default=64)
-    parser.add_argument("--trainer.default_root_dir", type=str, default=".")
-    parser.add_argument("--trainer.enable_progress_bar", type=bool, default=True)
-    for kind in (ReadingOptions, OutputOptions):
-        parser.add_class_arguments(kind)
+    parser = _Parser(
+        prog="python -m agr_lightning predict",
+        description="Finds the faces in photos and videos, and predicts for each: predictions.csv in a run folder, "
+        "with at least one row for every input.",
+        epilog="Options of LightningCLI (--config, --model, --data, --trainer) are taken too, and --print_config lists "
+        "them; with any of those that are not above, a Trainer does the work.",
+    )
+    parser.usage = "python -m agr_lightning predict --data.predict_path PLACE [options]"
+    for name, (kind, default, text) in _SHARED.items():
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+    for options_of in (ReadingOptions, OutputOptions):
+        parser.add_class_arguments(options_of)
     chosen = parser.parse_args(list(options))
     reading, output = _made(ReadingOptions, chosen), _made(OutputOptions, chosen)
     progress = chosen.trainer.enable_progress_bar and sys.stderr.isatty()

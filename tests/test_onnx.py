@@ -20,7 +20,6 @@ from agr_lightning.inference import onnx_export
 from agr_lightning.inference.onnx_engine import load_onnx
 from agr_lightning.inference.predictor import Predictor
 from agr_lightning.labels import GENDERS, RACES
-from agr_lightning.models.backbones import BACKBONES
 from agr_lightning.module import AGRModule
 
 Run = Callable[..., tuple[int, str, str]]
@@ -92,8 +91,8 @@ def test_the_box_is_exported_where_no_checkpoint_is_named(here: Path, run: Run) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_every_backbone_can_be_exported(backbone: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v3_small", "efficientnet_b0", "vgg16_bn", "convnext_tiny"])
+def test_every_family_of_backbones_can_be_exported(backbone: str, tmp_path: Path) -> None:
     _export_fresh(tmp_path, backbone=backbone, input_size=64)
 
 

@@ -226,7 +226,7 @@ def test_mistakes_end_in_a_line(
 
 def test_which_options_need_a_trainer() -> None:
     assert not needs_trainer(["--data.predict_path=x", "--largest", "2", "--every", "-1", "--ckpt_path", "a"])
-    for option in ("--help", "-h", "--config", "--trainer.devices=2", "--model.tasks", "--print_config"):
+    for option in ("--config", "--trainer.devices=2", "--model.tasks", "--print_config"):
         assert needs_trainer(["--data.predict_path", "x", option])
 
 
