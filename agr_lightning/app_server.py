@@ -24,6 +24,8 @@ def serve(named: str | None, address: str, port: int, browser: bool) -> None:
         UserError: when the network cannot be had, the port is taken, or Streamlit is not installed.
     """
     try:
+        from starlette.formparsers import MultiPartParser
+        from streamlit import net_util
         from streamlit.web import cli
     except ImportError:
         raise UserError(f"app {needs('streamlit', 'app')}.") from None
@@ -37,10 +39,16 @@ def serve(named: str | None, address: str, port: int, browser: bool) -> None:
         "server.headless": not browser,
         "server.maxUploadSize": _MAX_MEGABYTES,
         "server.fileWatcherType": "none",
+        "server.showEmailPrompt": False,
         "browser.gatherUsageStats": False,
+        "logger.hideWelcomeMessage": True,
         "client.toolbarMode": "viewer",
         "theme.base": "light",
     }
+    # Streamlit would write larger uploads to disk, and ask a server for this machine's address.
+    MultiPartParser.spool_max_size = (_MAX_MEGABYTES + 1) * 2**20
+    net_util.get_external_ip = lambda: None
+    print(f"The page is at http://{address}:{port} until Ctrl-C.", flush=True)
     page = Path(__file__).with_name("app.py")
     sys.argv = ["streamlit", "run", str(page), *(f"--{name}={_typed(value)}" for name, value in options.items())]
     sys.argv += ["--", *([] if named is None else [named])]

@@ -180,19 +180,44 @@ def seen_images(checkpoint: Checkpoint) -> NDArray[np.int64]:
     texts = ((lists / name).read_text("utf-8", "surrogateescape") for name in _SEEN_LISTS)
     seen = [name_digests(line for text in texts for line in text.splitlines())]
     start, teachers = checkpoint.model.get("weights"), cast(list[str], checkpoint.model.get("teachers", []))
-    for source in (*([] if start is None else [str(start)]), *teachers):
+    sources = [] if start is None else [str(start)]
+    for source in (*sources, *teachers):
         if not user_path(source).exists():
             raise UserError(
                 f"--ckpt_path {checkpoint.path} has learnt from {source}, which is gone: it says whom that has seen."
             )
-        seen.append(seen_by(source) if source == start else seen_images(read_teacher(source)))
+    seen += [seen_by_start(source) for source in sources]
+    seen += [read_teacher(source)[1] for source in teachers]
     return np.concatenate(seen)
 
 
-def read_teacher(named: str) -> Checkpoint:
-    """A network that another is to learn from: an exported file, a checkpoint, or a run folder."""
+def seen_by_start(weights: str) -> NDArray[np.int64]:
+    """As ``seen_images``, of a file for ``--model.weights``; nothing where it does not say."""
+    path = user_path(weights)
+    if path.suffix == PACKED_SUFFIX:
+        return seen_by(weights)
+    if not path.is_file() or splits_of(path) is None:
+        return np.empty(0, np.int64)
     try:
-        return read_checkpoint(find_checkpoint(named, Path()))
+        return seen_images(read_checkpoint(path))
+    except UserError:  # somebody else's weights, in a folder like ours
+        return np.empty(0, np.int64)
+
+
+def read_teacher(named: str) -> tuple[Checkpoint, NDArray[np.int64]]:
+    """A network that another is to learn from, and its ``seen_images``.
+
+    Args:
+        named: an exported file, a checkpoint, or a run folder.
+
+    Raises:
+        UserError: when it cannot be read, or does not say what it has seen.
+    """
+    if named in (BEST, LAST):
+        raise UserError(f"--model.teachers {named}: name a file or a run folder, which stays the same.")
+    try:
+        checkpoint = read_checkpoint(find_checkpoint(named, Path()))
+        return checkpoint, seen_images(checkpoint)
     except UserError as error:
         raise UserError(str(error).replace("--ckpt_path", "--model.teachers")) from None
 

@@ -42,7 +42,7 @@ def explain(message: str, options: list[str]) -> str:
     """
     unknown = re.search(r"[Uu]nrecognized arguments: (?P<words>.*)", message)
     if unknown:
-        word = unknown["words"].split()[0]
+        word = next(iter(unknown["words"].split()), "")
         if not word.startswith("-"):
             return f"'{word}' belongs to no option; options are given as --name value."
         return _no_option(word.split("=")[0], options)

@@ -25,12 +25,11 @@ from agr_lightning.checkpoints import (
     find_checkpoint,
     read_checkpoint,
     read_teacher,
-    seen_images,
+    seen_by_start,
 )
 from agr_lightning.errors import UserError
 from agr_lightning.inference.photo_reader import ReadingOptions
 from agr_lightning.inference.predict import OutputOptions
-from agr_lightning.models.packed import seen_by
 from agr_lightning.models.teaching import Teachers
 from agr_lightning.optimization import NO_END
 from agr_lightning.parser import DESCRIPTIONS, OPTION_HELP
@@ -163,11 +162,11 @@ class AGRCommandLine(LightningCLI):
     def _prepare_sources(self) -> None:
         """Reads the networks that this one learns from; nothing is tested on what they have seen."""
         options = self.model.hparams
-        seen = [] if options.weights is None else [seen_by(options.weights)]
+        seen = [] if options.weights is None else [seen_by_start(options.weights)]
         teachers = [read_teacher(named) for named in options.teachers]
         if teachers:
-            self.model.teachers = Teachers([teacher.network() for teacher in teachers], options.teaching)
-        seen += [seen_images(teacher) for teacher in teachers]
+            self.model.teachers = Teachers([teacher.network() for teacher, _ in teachers], options.teaching)
+        seen += [names for _, names in teachers]
         if seen:
             self.datamodule.leave_out(np.concatenate(seen))
 

@@ -90,6 +90,15 @@ def test_a_large_photo_is_searched_small_and_cropped_sharp() -> None:
     assert ((shown < 20) | (shown > 235)).mean() > 0.4
 
 
+def test_a_face_that_the_second_search_misses_is_kept() -> None:
+    def finder(searched: Photo, smallest: float) -> list[Face]:
+        return [square(50, 50, 90)] if searched.shape == (100, 100, 3) else []
+
+    finder.called = "test"  # type: ignore[attr-defined]
+    (face,) = find_faces(finder, _gradient(100, 100), 30, None)  # type: ignore[arg-type]
+    assert face.box == (5, 5, 90, 90)
+
+
 @pytest.mark.parametrize("angle", [-30, 0, 20])
 def test_mtcnn_turns_faces_upright(angle: int) -> None:
     turn = cv2.getRotationMatrix2D((380, 240), angle, 1)

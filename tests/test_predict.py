@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,6 +22,7 @@ from agr_lightning.inference.photo_reader import PhotoReader, ReadingOptions
 from agr_lightning.inference.predictions import COLUMNS
 from agr_lightning.inference.predictor import Predictor
 from agr_lightning.predict_cli import needs_trainer
+from tests.conftest import copy_run
 from tests.drawn_face import draw_photo
 
 Run = Callable[..., tuple[int, str, str]]
@@ -127,6 +129,66 @@ def test_a_list_of_paths(photos: Path, here: Path, run: Run) -> None:
     assert code == 1 and "empty.txt names no photo" in err
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_lists_as_other_editors_write_them(photos: Path, here: Path, run: Run, encoding: str) -> None:
+    Path("list.txt").write_text("photos/c none.webp\r\n~backup.jpg\r\n", encoding)
+    code, _, err = run("predict", "--data.predict_path", "list.txt", "--faces", "haar")
+    assert code == 0, err
+    rows = _rows(here)
+    assert [(row["path"], row["status"]) for row in rows] == [
+        ("photos/c none.webp", "no_face"),
+        ("~backup.jpg", "unreadable"),
+    ]
+
+
+def test_one_input_that_breaks_the_finder_does_not_stop_the_others(
+    photos: Path, here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from agr_lightning.inference import photo_reader
+
+    find = photo_reader.find_faces
+
+    def fragile(finder: Any, photo: Any, *options: Any) -> Any:
+        if photo.mean() < 180:
+            raise ValueError("torch.cat(): expected a non-empty list of Tensors")
+        return find(finder, photo, *options)
+
+    monkeypatch.setattr(photo_reader, "find_faces", fragile)
+    code, out, err = run("predict", "--data.predict_path", "photos", "--faces", "haar")
+    assert code == 0, err
+    rows = _rows(here)
+    assert [row["status"] for row in rows] == ["unreadable", "unreadable", "no_face", "unreadable"]
+    assert rows[0]["reason"] == "failed (torch.cat(): expected a non-empty list of Tensors)" and "warning" in out
+
+
+def test_best_is_that_of_the_root(photos: Path, here: Path, run: Run, trained: Path) -> None:
+    copy_run(trained, here / "there")
+    options = ("--data.predict_path", "photos", "--faces", "haar", "--trainer.default_root_dir", "there")
+    code, out, err = run("predict", "--ckpt_path", "best", *options)
+    assert code == 0 and "there/lightning_logs/version_0/checkpoints/best.ckpt" in out, err
+
+
+def test_files_that_start_other_programs_are_not_opened(here: Path) -> None:
+    Path("a.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    (read,) = PhotoReader(ReadingOptions("none"), 64).read(Path("a.jpg"))
+    assert read.problem == "not an image"
+
+
+def test_names_that_no_decoder_takes(here: Path) -> None:
+    reader = PhotoReader(ReadingOptions("none"), 64)
+    video = here / os.fsdecode(b"a\xff.mp4")
+    video.write_bytes(b"RIFF")
+    os.mkfifo("pipe.jpg")
+    for path, problem in (
+        (video, "a video's name must be UTF-8"),
+        (Path("gone.mp4"), "cannot be read (No such file or directory)"),
+        (Path("a\0.jpg"), "cannot be read (not the name of a file)"),
+        (Path("pipe.jpg"), "cannot be read (not a file)"),
+    ):
+        (read,) = reader.read(path)
+        assert read.problem == problem
+
+
 def test_frames_of_a_video(here: Path, run: Run) -> None:
     frame, empty = draw_photo((200, 60, 320))[:, :, ::-1], draw_photo()[:, :, ::-1]
     video = cv2.VideoWriter("clip.mp4", cv2.VideoWriter.fourcc(*"mp4v"), 10, (760, 480))
@@ -211,7 +273,8 @@ def test_hostile_inputs_are_rows(here: Path, run: Run) -> None:
         (("--data.batch_size", "0"), 1, "--data.batch_size 0 must be 1 or more."),
         (("--ckpt_path", "nowhere.onnx"), 1, "--ckpt_path nowhere.onnx does not exist."),
         (("--ckpt_path", "a.onnx", "--trainer.devices", "1"), 1, "an ONNX file is for predict alone"),
-        (("--annotate", "a.onnx/x"), 1, "--annotate a.onnx/x: a two.png cannot be written (Not a directory)."),
+        (("--annotate", "a.onnx/x"), 1, "cannot be written (Not a directory)."),
+        (("",), 2, "'' belongs to no option"),
         (("--largets", "1"), 2, "no option is called '--largets' (did you mean '--largest'?)"),
     ],
 )

@@ -131,6 +131,7 @@ def test_nothing_is_tested_on_what_a_teacher_has_seen(trained: Path, here: Path,
     ("teachers", "message"),
     [
         ("[nowhere.ckpt]", "--model.teachers nowhere.ckpt does not exist"),
+        ("[best]", "--model.teachers best: name a file or a run folder"),
         ("[alone.ckpt]", "lies in no run folder with splits/"),
         ("nowhere", "--model.teachers"),
     ],

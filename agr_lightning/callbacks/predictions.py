@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from agr_lightning.callbacks.run_folder import run_folder
 from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.data.dataset import PhotoBatch
-from agr_lightning.inference.annotate import annotate
+from agr_lightning.inference.annotate import Annotator
 from agr_lightning.inference.answers import answers
 from agr_lightning.inference.photo_reader import PhotoReader, ReadingOptions
 from agr_lightning.inference.predict import OutputOptions, say_result
@@ -56,9 +56,12 @@ class PredictionWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.output = OutputOptions()
         self._rows: dict[int, list[Row]] = {}
+        self._marker: Annotator | None = None
 
     def on_predict_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._rows = {}
+        folder = self.output.folder
+        self._marker = None if folder is None else Annotator(folder, trainer.datamodule.photos)  # type: ignore[attr-defined]
 
     def write_on_batch_end(
         self,
@@ -77,8 +80,8 @@ class PredictionWriter(BasePredictionWriter):
             for photo in photos:
                 of_photo = [next(found) for _ in photo.boxes]
                 rows += rows_of(photo, of_photo)
-                if self.output.folder is not None:
-                    annotate(photo, of_photo, self.output.folder, trainer.datamodule.photos)  # type: ignore[attr-defined]
+                if self._marker is not None:
+                    self._marker(photo, of_photo)
 
     def on_predict_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import stat
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,12 @@ from agr_lightning.errors import needs
 
 # A 100-megapixel photo takes 300 MB decoded; more is refused before it is decoded.
 MAX_PIXELS = 100_000_000
+
+# What is decoded, whatever a file is called; other plugins of Pillow start other programs, Ghostscript for one.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "HEIF")
+
+# What is larger is refused below, in words.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 # EXIF's tag for how to turn a photo.
 _ORIENTATION = 0x0112
@@ -54,13 +61,30 @@ def read_rgb(path: str | Path) -> NDArray[np.uint8]:
 
 def read_bytes(path: str | Path) -> bytes:
     """The content of a file; raises ImageError when it is empty or cannot be read."""
+    check_file(path)
     try:
         content = Path(path).read_bytes()
     except OSError as error:
         raise ImageError(f"{CANNOT_BE_READ} ({error.strerror})") from error
+    except MemoryError:
+        raise ImageError(f"{CANNOT_BE_READ} (too large for this machine's memory)") from None
     if not content:
         raise ImageError("empty file")
     return content
+
+
+def check_file(path: str | Path) -> None:
+    """Raises ImageError for what is no file, a pipe or a device for example, and what nobody may read."""
+    try:
+        regular = stat.S_ISREG(Path(path).stat().st_mode)
+        if regular:
+            Path(path).open("rb").close()
+    except OSError as error:
+        raise ImageError(f"{CANNOT_BE_READ} ({error.strerror})") from error
+    except ValueError:  # a name that no file can have
+        raise ImageError(f"{CANNOT_BE_READ} (not the name of a file)") from None
+    if not regular:
+        raise ImageError(f"{CANNOT_BE_READ} (not a file)")
 
 
 def decode_rgb(content: bytes, draft: int | None = None) -> NDArray[np.uint8]:
@@ -73,7 +97,8 @@ def decode_rgb(content: bytes, draft: int | None = None) -> NDArray[np.uint8]:
     if content[4:12] in _HEIC:
         _learn_heic()
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        Image.init()  # does nothing after the first time
+        with Image.open(io.BytesIO(content), formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ImageError(f"{width}x{height} pixels, more than {MAX_PIXELS // 10**6} million")

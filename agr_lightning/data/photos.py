@@ -1,7 +1,9 @@
 """What `predict` is pointed at -> the files to predict, in order."""
 
+import codecs
 import glob
 import logging
+import os
 from pathlib import Path
 
 from agr_lightning.data.images import EXTENSIONS
@@ -52,10 +54,13 @@ def find_photos(place: str | None, option: str = "--data.predict_path") -> list[
 def _listed(path: Path, option: str) -> list[Path]:
     """The lines of a list; a file that is not there is an input like any other, and gets a row that says so."""
     try:
-        lines = path.read_text("utf-8", "surrogateescape").splitlines()
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{option} {path} cannot be read ({error.strerror}).") from None
-    photos = [user_path(line.strip()) for line in lines if line.strip()]
+    # As Windows' editors write them.
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    lines = content.decode("utf-16" if wide else "utf-8-sig", "replace" if wide else "surrogateescape").splitlines()
+    photos = [Path(os.path.expanduser(line.strip())) for line in lines if line.strip()]  # noqa: PTH111 (never fails)
     if not photos:
         raise UserError(f"{option} {path} names no photo.")
     return photos

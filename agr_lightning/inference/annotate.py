@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from agr_lightning.errors import UserError
+from agr_lightning.files import atomic_write
 from agr_lightning.inference.answers import Answer
 from agr_lightning.inference.photo_reader import ReadPhoto
 
@@ -51,29 +52,55 @@ def label(answer: Answer) -> str:
     return "  ".join(parts)
 
 
-def annotate(photo: ReadPhoto, answers: Sequence[Answer], folder: Path, inputs: Sequence[Path]) -> None:
-    """Writes the copy of a photo, or of a frame, as JPEG.
+class Annotator:
+    """Writes copies of photos and frames, as JPEG.
 
     Args:
-        photo: read with its picture kept; one that could not be used has no copy.
-        answers: for its faces.
         folder: where copies go, in the folders that the inputs lie in.
         inputs: all of them.
 
     Raises:
-        UserError: when it cannot be written.
+        UserError: when a copy would take the place of an input.
     """
-    if photo.shown is None:
-        return
-    try:
-        shared = os.path.commonpath([path.absolute().parent for path in inputs])
-        below = photo.path.absolute().relative_to(shared)
-        frame = "" if photo.seconds is None else f".{photo.seconds:09.3f}s"
-        suffix = "" if photo.path.suffix.lower() in (".jpg", ".jpeg") and not frame else ".jpg"
-        target = folder / below.with_name(f"{below.name}{frame}{suffix}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists() and target.samefile(photo.path):
-            raise UserError(f"--annotate {folder} would overwrite {photo.path}: name another folder.")
-        draw(photo, answers).save(target, "JPEG", quality=90)
-    except OSError as error:
-        raise UserError(f"--annotate {folder}: {photo.path.name} cannot be written ({error.strerror}).") from None
+
+    def __init__(self, folder: Path, inputs: Sequence[Path]) -> None:
+        self._folder = folder
+        absolute = [_plain(path) for path in inputs]
+        self._shared = os.path.commonpath([path.parent for path in absolute])
+        taken = set(absolute)
+        for path in absolute:
+            if _plain(self._target(path)) in taken:
+                raise UserError(f"--annotate {folder} would overwrite {path.name}, an input: name another folder.")
+
+    def __call__(self, photo: ReadPhoto, answers: Sequence[Answer]) -> None:
+        """Writes one; a photo that could not be used has no copy.
+
+        Args:
+            photo: read with its picture kept.
+            answers: for its faces.
+
+        Raises:
+            UserError: when it cannot be written.
+        """
+        if photo.shown is None:
+            return
+        target = self._target(_plain(photo.path), photo.seconds)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(target) as file:
+                draw(photo, answers).save(file, "JPEG", quality=90)
+        except OSError as error:
+            raise UserError(
+                f"--annotate {self._folder}: {photo.path.name} cannot be written ({error.strerror or error})."
+            ) from None
+
+    def _target(self, path: Path, seconds: float | None = None) -> Path:
+        below = path.relative_to(self._shared)
+        frame = "" if seconds is None else f".{seconds:09.3f}s"
+        suffix = "" if path.suffix.lower() in (".jpg", ".jpeg") and not frame else ".jpg"
+        return self._folder / below.with_name(f"{below.name}{frame}{suffix}")
+
+
+def _plain(path: Path) -> Path:
+    """Absolute, without dots."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 (keeps links)

@@ -135,7 +135,8 @@ def find_faces(finder: Finder, photo: NDArray[np.uint8], smallest: float, larges
     if max((face.side for face in found), default=math.inf) > _TIGHT * min(searched.shape[:2]):
         margin = math.ceil(_SURROUNDINGS * min(searched.shape[:2]))
         padded = cv2.copyMakeBorder(searched, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
-        found = [Face(face.corners - margin) for face in finder(np.asarray(padded, np.uint8), smallest * scale)]
+        again = [Face(face.corners - margin) for face in finder(np.asarray(padded, np.uint8), smallest * scale)]
+        found = again or found
     actual = np.array([width / searched.shape[1], height / searched.shape[0]])
     faces = [Face(face.corners * actual) for face in found]
     faces = sorted((face for face in faces if face.side >= smallest), key=lambda face: -face.side)
@@ -164,11 +165,12 @@ class MTCNNFinder:
 
     def __call__(self, photo: NDArray[np.uint8], smallest: float) -> list[Face]:
         # MTCNN looks for faces a bit narrower than the crop, from 12 pixels on.
-        least = max(12, int(0.85 * smallest))
+        # In steps, as each size has networks of its own.
+        least = max(12, int(0.85 * smallest) // 4 * 4)
+        if min(photo.shape[:2]) <= least:
+            return []
         if least not in self._networks:
             self._networks[least] = self._kind(keep_all=True, min_face_size=least, device=self._device)
-        if min(photo.shape[:2]) < least:
-            return []
         with self._torch.inference_mode():
             _, _, landmarks = self._networks[least].detect(photo, landmarks=True)
         return [] if landmarks is None else [_aligned(np.asarray(points, np.float64)) for points in landmarks]
@@ -190,6 +192,8 @@ class HaarFinder:
         cascade = cv2.CascadeClassifier(self._file)
         gray = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)
         least = max(20, int(smallest))
+        if min(photo.shape[:2]) < least:
+            return []
         found = cascade.detectMultiScale(gray, 1.1, 3, minSize=(least, least))
         return [
             square(x + side / 2, y + (0.5 + _HAAR_SHIFT) * side, side) for x, y, side, _ in np.asarray(found).tolist()

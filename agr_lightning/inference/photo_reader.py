@@ -1,5 +1,7 @@
 """An input file -> its photos, or the frames of a video, with the faces in them cropped."""
 
+import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,10 +10,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from agr_lightning.data.images import ImageError, decode_rgb, read_bytes, resize
+from agr_lightning.data.images import ImageError, check_file, decode_rgb, read_bytes, resize
 from agr_lightning.data.photos import VIDEO_EXTENSIONS
 from agr_lightning.errors import UserError
 from agr_lightning.inference.faces import Finder, FinderName, build_finder, find_faces
+
+_log = logging.getLogger(__name__)
 
 # Longest side, in pixels, of the picture that is kept for annotation.
 _SHOWN = 2048
@@ -61,9 +65,9 @@ class ReadingOptions:
 
     def __post_init__(self) -> None:
         for name, value, least in (("largest", self.largest, 1), ("min_size", self.min_size, 1)):
-            if value is not None and not value >= least:
+            if value is not None and not least <= value < math.inf:
                 raise UserError(f"--{name} {value} must be {least} or more.")
-        if not self.every > 0:
+        if not 0 < self.every < math.inf:
             raise UserError(f"--every {self.every} must be above 0 seconds.")
 
 
@@ -92,16 +96,17 @@ class PhotoReader:
         return f"found by {self.finder.called}; for photos that are face crops, --faces none is quicker"
 
     def read(self, path: Path) -> Iterator[ReadPhoto]:
-        """What is in a file; a file that cannot be used is one photo with a problem."""
-        if path.suffix.lower() in VIDEO_EXTENSIONS:
-            yield from self._frames(path)
-            return
+        """What is in a file; a file that cannot be used is one photo with a problem, whatever the problem is."""
         try:
-            content = read_bytes(path)
+            if path.suffix.lower() in VIDEO_EXTENSIONS:
+                yield from self._frames(path)
+            else:
+                yield self.open(read_bytes(path), path)
         except ImageError as error:
             yield self._unusable(path, str(error))
-            return
-        yield self.open(content, path)
+        except Exception as error:  # decoders and finders raise anything; the other inputs go on
+            _log.warning(f"{path}: {error!r}")
+            yield self._unusable(path, f"failed ({' '.join(str(error).split())[:80] or type(error).__name__})")
 
     def open(self, content: bytes, path: Path) -> ReadPhoto:
         """What is in a photo that was read from a file already."""
@@ -130,7 +135,12 @@ class PhotoReader:
         return ReadPhoto(path, crops, boxes, seconds, shown=shown, shrunk=shrunk)
 
     def _frames(self, path: Path) -> Iterator[ReadPhoto]:
-        video = cv2.VideoCapture(str(path))
+        check_file(path)
+        try:
+            name = str(path.absolute()).encode().decode()
+        except UnicodeEncodeError:
+            raise ImageError("a video's name must be UTF-8") from None  # OpenCV crashes
+        video = cv2.VideoCapture(name)
         wanted = 0.0
         try:
             while video.grab():
@@ -149,7 +159,7 @@ class PhotoReader:
         finally:
             video.release()
         if not wanted:
-            yield self._unusable(path, "no frame of it can be decoded")
+            raise ImageError("no frame of it can be decoded")
 
     def _unusable(self, path: Path, problem: str) -> ReadPhoto:
         return ReadPhoto(path, np.zeros((0, self._size, self._size, 3), np.uint8), problem=problem)

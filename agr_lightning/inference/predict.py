@@ -14,7 +14,7 @@ from tqdm import tqdm
 from agr_lightning.data.photos import VIDEO_EXTENSIONS, find_photos
 from agr_lightning.errors import UserError
 from agr_lightning.files import user_path
-from agr_lightning.inference.annotate import annotate
+from agr_lightning.inference.annotate import Annotator
 from agr_lightning.inference.answers import Answer
 from agr_lightning.inference.photo_reader import PhotoReader, ReadingOptions, ReadPhoto
 from agr_lightning.inference.predictions import Format, Row, rows_of, write_rows
@@ -77,7 +77,8 @@ def predict(
     if batch_size < 1:
         raise UserError(f"--data.batch_size {batch_size} must be 1 or more.")
     paths = find_photos(place)
-    predictor = Predictor.load(named)
+    marker = None if output.folder is None else Annotator(output.folder, paths)
+    predictor = Predictor.load(named, root)
     reader = PhotoReader(reading, predictor.image_size, output.folder is not None, predictor.of_cards)
     _log.info(f"Network      {predictor.source}")
     _log.info(f"Faces        {reader.way}")
@@ -85,7 +86,7 @@ def predict(
     file = run / PREDICTIONS_FILES[output.format]
     try:
         with tqdm(total=len(paths), desc="Predicting", unit="photo", disable=not progress) as bar:
-            rows = _rows(found_in(paths, reader, predictor, batch_size, bar), paths, output.folder)
+            rows = _rows(found_in(paths, reader, predictor, batch_size, bar), marker)
             counts = write_rows(file, rows, output.format)
     except BaseException:
         run.rmdir()
@@ -149,8 +150,8 @@ def _read_ahead(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _rows(found: Iterator[Found], paths: Sequence[Path], copies: Path | None) -> Iterator[Row]:
+def _rows(found: Iterator[Found], marker: Annotator | None) -> Iterator[Row]:
     for photo, answers in found:
-        if copies is not None:
-            annotate(photo, answers, copies, paths)
+        if marker is not None:
+            marker(photo, answers)
         yield from rows_of(photo, answers)

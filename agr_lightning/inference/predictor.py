@@ -37,12 +37,13 @@ class Predictor:
         self.image_size, self.source, self.of_cards = image_size, source, of_cards
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str] | None = None) -> "Predictor":
+    def load(cls, path: str | os.PathLike[str] | None = None, root: Path = Path()) -> "Predictor":
         """Reads a trained network, without running any code that is in its file.
 
         Args:
             path: an exported .onnx or .safetensors file, a checkpoint, a run folder, ``best`` or ``last``; None for
                 the network that comes with this project.
+            root: the folder whose ``lightning_logs`` is meant by ``best`` and ``last``.
 
         Raises:
             UserError: when it cannot be had, or onnxruntime is needed and not installed.
@@ -57,7 +58,7 @@ class Predictor:
         from agr_lightning.checkpoints import find_checkpoint, read_checkpoint
         from agr_lightning.inference.torch_engine import TorchEngine
 
-        checkpoint = read_checkpoint(find_checkpoint(named, Path()))
+        checkpoint = read_checkpoint(find_checkpoint(named, root))
         network = checkpoint.network()
         return cls(TorchEngine(network), network.image_size, checkpoint.called, checkpoint.of_cards)
 
