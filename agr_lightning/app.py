@@ -70,9 +70,9 @@ def _show(photo: ReadPhoto, answers: list[Answer]) -> None:
         return
     if not answers:
         st.warning("No face was found in this photo. A larger or more frontal face may help.")
-        st.image(draw(photo, answers))
-        return
     st.image(draw(photo, answers))
+    if not answers:
+        return
     faces = "one face" if len(answers) == 1 else f"{len(answers)} faces, the largest first"
     st.caption(f"Found {faces}; the age with the interval that holds 80 % of labels.")
     st.table([_described(number, answer) for number, answer in enumerate(answers, 1)])

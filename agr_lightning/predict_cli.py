@@ -4,12 +4,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 
 from agr_lightning.inference.photo_reader import ReadingOptions
-from agr_lightning.inference.predict import OutputOptions, predict
+from agr_lightning.inference.predict import OutputOptions, chosen, predict
 from agr_lightning.option_errors import Explaining
 from agr_lightning.terminal import speaking
 
@@ -30,9 +30,6 @@ _SHARED: dict[str, tuple[Any, object, str]] = {
     "trainer.default_root_dir": (str, ".", "the folder that holds lightning_logs."),
     "trainer.enable_progress_bar": (bool, True, "whether to show one."),
 }
-
-
-T = TypeVar("T")
 
 
 class _Parser(Explaining, ArgumentParser):
@@ -68,16 +65,12 @@ def run(options: Sequence[str]) -> None:
         parser.add_argument(f"--{name}", type=kind, default=default, help=text)
     for options_of in (ReadingOptions, OutputOptions):
         parser.add_class_arguments(options_of)
-    chosen = parser.parse_args(list(options))
-    reading, output = _made(ReadingOptions, chosen), _made(OutputOptions, chosen)
-    progress = chosen.trainer.enable_progress_bar and sys.stderr.isatty()
-    root = Path(chosen.trainer.default_root_dir)
+    given = parser.parse_args(list(options))
+    reading, output = chosen(ReadingOptions, vars(given)), chosen(OutputOptions, vars(given))
+    progress = given.trainer.enable_progress_bar and sys.stderr.isatty()
+    root = Path(given.trainer.default_root_dir)
     with speaking():
-        predict(chosen.data.predict_path, chosen.ckpt_path, reading, output, root, chosen.data.batch_size, progress)
-
-
-def _made(kind: type[T], chosen: Namespace) -> T:
-    return kind(**{field.name: chosen[field.name] for field in fields(kind)})  # type: ignore[arg-type]
+        predict(given.data.predict_path, given.ckpt_path, reading, output, root, given.data.batch_size, progress)
 
 
 def _is_number(text: str) -> bool:

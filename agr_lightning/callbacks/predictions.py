@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import lightning
@@ -16,7 +15,7 @@ from agr_lightning.data.dataset import PhotoBatch
 from agr_lightning.inference.annotate import Annotator
 from agr_lightning.inference.answers import answers
 from agr_lightning.inference.photo_reader import PhotoReader, ReadingOptions
-from agr_lightning.inference.predict import OutputOptions, say_result
+from agr_lightning.inference.predict import OutputOptions, chosen, say_result
 from agr_lightning.inference.predictions import Row, rows_of, write_rows
 from agr_lightning.models.network import Predictions
 from agr_lightning.run_files import PREDICTIONS_FILES
@@ -35,9 +34,10 @@ def prepare_photos(
         datamodule: of the run.
         callbacks: of the run.
     """
-    reading = ReadingOptions(**{field.name: options[field.name] for field in fields(ReadingOptions)})
-    output = OutputOptions(**{field.name: options[field.name] for field in fields(OutputOptions)})
-    reader = PhotoReader(reading, options.data.image_size, output.folder is not None, cards)
+    output = chosen(OutputOptions, vars(options))
+    reader = PhotoReader(
+        chosen(ReadingOptions, vars(options)), options.data.image_size, output.folder is not None, cards
+    )
     datamodule.read_photos_by(reader.read)
     for callback in callbacks:
         if isinstance(callback, PredictionWriter):

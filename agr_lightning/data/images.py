@@ -4,6 +4,7 @@ import functools
 import io
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -61,9 +62,9 @@ def read_rgb(path: str | Path) -> NDArray[np.uint8]:
 
 def read_bytes(path: str | Path) -> bytes:
     """The content of a file; raises ImageError when it is empty or cannot be read."""
-    check_file(path)
     try:
-        content = Path(path).read_bytes()
+        with open_file(path) as file:
+            content = file.read()
     except OSError as error:
         raise ImageError(f"{CANNOT_BE_READ} ({error.strerror})") from error
     except MemoryError:
@@ -73,18 +74,16 @@ def read_bytes(path: str | Path) -> bytes:
     return content
 
 
-def check_file(path: str | Path) -> None:
-    """Raises ImageError for what is no file, a pipe or a device for example, and what nobody may read."""
+def open_file(path: str | Path) -> BinaryIO:
+    """Opens a file; raises ImageError for what is none, a pipe or a device for example, and what nobody may read."""
     try:
-        regular = stat.S_ISREG(Path(path).stat().st_mode)
-        if regular:
-            Path(path).open("rb").close()
+        if stat.S_ISREG(Path(path).stat().st_mode):
+            return Path(path).open("rb")
     except OSError as error:
         raise ImageError(f"{CANNOT_BE_READ} ({error.strerror})") from error
     except ValueError:  # a name that no file can have
         raise ImageError(f"{CANNOT_BE_READ} (not the name of a file)") from None
-    if not regular:
-        raise ImageError(f"{CANNOT_BE_READ} (not a file)")
+    raise ImageError(f"{CANNOT_BE_READ} (not a file)")
 
 
 def decode_rgb(content: bytes, draft: int | None = None) -> NDArray[np.uint8]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,9 +56,7 @@ class Answer:
 
     def without(self, task: ClassTask) -> "Answer":
         """The same answer without a task."""
-        values = dict(vars(self))
-        values["genders" if task == "gender" else "races"] = None
-        return Answer(**values)
+        return replace(self, genders=None) if task == "gender" else replace(self, races=None)
 
 
 def answers(arrays: Arrays) -> list[Answer]:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from agr_lightning.data.images import ImageError, check_file, decode_rgb, read_bytes, resize
+from agr_lightning.data.images import ImageError, decode_rgb, open_file, read_bytes, resize
 from agr_lightning.data.photos import VIDEO_EXTENSIONS
 from agr_lightning.errors import UserError
 from agr_lightning.inference.faces import Finder, FinderName, build_finder, find_faces
@@ -135,7 +135,7 @@ class PhotoReader:
         return ReadPhoto(path, crops, boxes, seconds, shown=shown, shrunk=shrunk)
 
     def _frames(self, path: Path) -> Iterator[ReadPhoto]:
-        check_file(path)
+        open_file(path).close()
         try:
             name = str(path.absolute()).encode().decode()
         except UnicodeEncodeError:

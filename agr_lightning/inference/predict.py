@@ -3,10 +3,11 @@
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -25,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 # So many photos are read ahead where their pictures are kept, of up to 12 MB each.
 _PICTURES = 8
+
+T = TypeVar("T", ReadingOptions, "OutputOptions")
 
 Found = tuple[ReadPhoto, list[Answer]]
 
@@ -49,6 +52,11 @@ class OutputOptions:
     def folder(self) -> Path | None:
         """For the copies."""
         return None if self.annotate is None else user_path(self.annotate)
+
+
+def chosen(kind: type[T], options: Mapping[str, Any]) -> T:
+    """A ``ReadingOptions`` or ``OutputOptions`` of what was parsed, which may hold more than that."""
+    return kind(**{field.name: options[field.name] for field in fields(kind)})
 
 
 def predict(

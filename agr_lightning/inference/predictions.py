@@ -48,9 +48,8 @@ def _values(answer: Answer) -> Row:
     for name in ("age", "age_low", "age_high"):
         if (years := getattr(answer, name)) is not None:
             row[name] = round(years, 2)
-    for task, probabilities in (("gender", answer.genders), ("race", answer.races)):
-        if probabilities is not None:
-            best = max(probabilities, key=probabilities.__getitem__)
+    for task, best, probabilities in (("gender", answer.gender, answer.genders), ("race", answer.race, answer.races)):
+        if best is not None and probabilities is not None:
             row |= {task: best, f"{task}_probability": round(probabilities[best], 4)}
             row |= {f"prob_{name}": round(value, 4) for name, value in probabilities.items()}
     return row
