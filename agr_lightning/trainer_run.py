@@ -13,7 +13,7 @@ from agr_lightning.callbacks.run_config import RunConfig
 from agr_lightning.callbacks.splits import SplitWriter
 from agr_lightning.callbacks.test_report import TestReport
 from agr_lightning.callbacks.training_curves import TrainingCurves
-from agr_lightning.checkpoints import BEST
+from agr_lightning.checkpoints import BEST, LAST
 from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.errors import UserError
 from agr_lightning.module import AGRModule
@@ -52,7 +52,7 @@ def run(command: str, options: Sequence[str]) -> None:
                 trainer_defaults={
                     "max_epochs": DEFAULT_EPOCHS,
                     "log_every_n_steps": 10,
-                    "callbacks": _callbacks(command),
+                    "callbacks": callbacks_of(command),
                     # The data module deals samples to devices itself, without counting any twice.
                     "use_distributed_sampler": False,
                 },
@@ -79,14 +79,15 @@ def run(command: str, options: Sequence[str]) -> None:
             ) from None
 
 
-def _callbacks(command: str) -> list[Callback]:
+def callbacks_of(command: str) -> list[Callback]:
+    """What a command brings to its Trainer."""
     if command == "predict":
         return [PredictionWriter()]
     if command == "validate":
         return []
     if command == "test":
         return [TestReport()]
-    checkpoints = ModelCheckpoint(
-        monitor="val/loss", filename=BEST, save_last=True, enable_version_counter=False, auto_insert_metric_name=False
-    )
-    return [Announcement(), checkpoints, SplitWriter(), TestReport(), Timer(), TrainingCurves()]
+    best = ModelCheckpoint(monitor="val/loss", filename=BEST, enable_version_counter=False)
+    # One of its own: with save_last, nothing would be saved after epochs that are not the best so far.
+    last = ModelCheckpoint(filename=LAST, enable_version_counter=False)
+    return [Announcement(), best, last, SplitWriter(), TestReport(), Timer(), TrainingCurves()]

@@ -10,11 +10,13 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.module import AGRModule
+from agr_lightning.trainer_run import callbacks_of
 from tests.conftest import FAST
 
 ROOT = Path(__file__).parents[1]
@@ -184,6 +186,24 @@ def test_the_shortest_runs_have_a_schedule(here: Path, run, steps: int) -> None:
     assert code == 0, err
     checkpoint = torch.load(here / "lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == steps
+
+
+def test_the_last_epoch_is_kept_where_an_earlier_one_is_the_best(tmp_path: Path) -> None:
+    class Worsening(BoringModel):
+        def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+            self.log("val/loss", float(self.current_epoch))
+
+    checkpoints = [callback for callback in callbacks_of("fit") if isinstance(callback, ModelCheckpoint)]
+    trainer = lightning.Trainer(
+        default_root_dir=tmp_path, max_epochs=3, limit_train_batches=2, limit_val_batches=1, callbacks=checkpoints,
+        logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+    )  # fmt: skip
+    trainer.fit(Worsening())
+    folder = tmp_path / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
+    epochs = {name: torch.load(folder / f"{name}.ckpt", weights_only=True)["epoch"] for name in ("best", "last")}
+    assert epochs == {"best": 0, "last": 2}
+    assert Path(trainer.checkpoint_callback.best_model_path).name == "best.ckpt"
 
 
 def test_starting_weights_are_loaded_for_training(tmp_path: Path) -> None:
