@@ -23,7 +23,7 @@ from agr_lightning.models.age import AgeLossName, AgeReadout
 from agr_lightning.models.backbones import BackboneName
 from agr_lightning.models.losses import JointLoss, LossWeights, Weighting, balanced_weights
 from agr_lightning.models.network import AGRNetwork, Predictions, network_options
-from agr_lightning.models.teaching import Teachers
+from agr_lightning.models.teaching import DEFAULT_TEACHING, Teachers
 from agr_lightning.models.weights import Start
 from agr_lightning.optimization import (
     BACKBONE,
@@ -87,7 +87,7 @@ class AGRModule(lightning.LightningModule):
         pretrained: bool = False,
         weights: str | None = None,
         teachers: list[str] = [],  # noqa: B006 (never changed)
-        teaching: float = 0.5,
+        teaching: float = DEFAULT_TEACHING,
         tasks: list[Task] = list(TASKS),  # noqa: B006 (never changed; the command line shows it)
         age_loss: AgeLossName = "l1",
         age_readout: AgeReadout | None = None,

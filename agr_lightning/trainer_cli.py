@@ -30,7 +30,7 @@ from agr_lightning.checkpoints import (
 from agr_lightning.errors import UserError
 from agr_lightning.inference.photo_reader import ReadingOptions
 from agr_lightning.inference.predict import OutputOptions
-from agr_lightning.models.teaching import Teachers
+from agr_lightning.models.teaching import DEFAULT_TEACHING, Teachers
 from agr_lightning.optimization import NO_END
 from agr_lightning.parser import DESCRIPTIONS, OPTION_HELP
 from agr_lightning.run_files import (
@@ -165,7 +165,16 @@ class AGRCommandLine(LightningCLI):
         seen = [] if options.weights is None else [seen_by_start(options.weights)]
         teachers = [read_teacher(named) for named in options.teachers]
         if teachers:
-            self.model.teachers = Teachers([teacher.network() for teacher, _ in teachers], options.teaching)
+            networks = [teacher.network() for teacher, _ in teachers]
+            for named, network in zip(options.teachers, networks, strict=True):
+                if not set(network.tasks) & set(self.model.tasks):
+                    raise UserError(
+                        f"--model.teachers {named} knows {' and '.join(network.tasks)} alone, and has nothing to teach "
+                        f"for --model.tasks [{', '.join(self.model.tasks)}]."
+                    )
+            self.model.teachers = Teachers(networks, options.teaching)
+        elif options.teaching != DEFAULT_TEACHING:
+            raise UserError(f"--model.teaching {options.teaching} is about --model.teachers, and none are named.")
         seen += [names for _, names in teachers]
         if seen:
             self.datamodule.leave_out(np.concatenate(seen))

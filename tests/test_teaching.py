@@ -107,6 +107,31 @@ def test_a_short_training_gains_from_a_teacher_alone(trained: Path, here: Path, 
     assert code == 0, err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--model.teaching", "0.7"), "--model.teaching 0.7 is about --model.teachers, and none are named."),
+        (("--model.tasks", "[gender]", "--model.teachers", "[ages]"), "--model.teachers ages knows age alone"),
+    ],
+)
+def test_teaching_that_would_teach_nothing(
+    trained: Path, here: Path, run: Run, options: tuple[str, ...], message: str
+) -> None:
+    checkpoint = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"]["tasks"] = ["age"]
+    checkpoint["state_dict"] = {
+        name: value
+        for name, value in checkpoint["state_dict"].items()
+        if not name.startswith(("network.heads.gender", "network.heads.race"))
+    }
+    (here / "ages" / "checkpoints").mkdir(parents=True)
+    torch.save(checkpoint, here / "ages" / "checkpoints" / "best.ckpt")
+    shutil.copytree(trained / "splits", here / "ages" / "splits")
+    code, _, err = run("fit", *SMALL, *options)
+    assert code == 1 and message in err, err
+    assert not (here / "lightning_logs").exists()
+
+
 def test_nothing_is_tested_on_what_a_teacher_has_seen(trained: Path, here: Path, run: Run) -> None:
     copy_run(trained, here)
     assert run("export", "--ckpt_path", "best", "--output", "teacher.safetensors")[0] == 0

@@ -11,6 +11,9 @@ from agr_lightning.labels import CLASSES, Task
 from agr_lightning.models.age import AgeDistribution, AgeHead
 from agr_lightning.models.network import AGRNetwork
 
+# Share of the training loss that is about the teachers' answers.
+DEFAULT_TEACHING = 0.5
+
 
 class Teachers:
     """Knowledge distillation: networks whose mean answers are to be matched.
