@@ -176,6 +176,27 @@ def test_what_is_no_export_of_ours_is_refused(exported: Path, here: Path) -> Non
             Predictor.load(f"{name}.onnx")
 
 
+def test_what_only_says_that_it_is_ours_is_refused(exported: Path, here: Path) -> None:
+    facts = onnx.load(exported).metadata_props[0].value
+    float_images = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, [None, 3, None, None])
+    images = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, [None, 3, None, None])
+    outputs = {
+        name: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("gender", "race")
+    }
+    copies = [onnx.helper.make_node("Identity", ["images"], [name]) for name in outputs]
+    casts = [onnx.helper.make_node("Cast", ["images"], [name], to=onnx.TensorProto.FLOAT) for name in outputs]
+    for name, given, nodes, message in (
+        ("input", float_images, copies, "cannot be computed: "),
+        ("shapes", images, casts, "does not answer as this project's files do"),
+    ):
+        graph = onnx.helper.make_graph(nodes, "graph", [given], list(outputs.values()))
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+        onnx.helper.set_model_props(model, {"agr_lightning": facts})
+        onnx.save(model, f"{name}.onnx")
+        with pytest.raises(UserError, match=f"{name}.onnx {message}"):
+            Predictor.load(f"{name}.onnx")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

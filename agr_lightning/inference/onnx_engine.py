@@ -17,6 +17,9 @@ INPUT = "images"
 # Where the file says of itself what it is; another layout gets another number.
 METADATA_KEY, FORMAT = "agr_lightning", 1
 
+# What computes, the best first. Others want more set up than they say when they are asked whether they are there.
+_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+
 
 class OnnxEngine:
     """Computes with onnxruntime.
@@ -54,11 +57,14 @@ def load_onnx(path: Path, option: str = "--ckpt_path") -> OnnxEngine:
         raise UserError(f"{option} {path} {needs('onnxruntime', 'onnx')}.") from None
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4  # what goes wrong is said below
+    there = onnxruntime.get_available_providers()
     try:
-        session = onnxruntime.InferenceSession(path, settings, providers=onnxruntime.get_available_providers())
+        session = onnxruntime.InferenceSession(path, settings, providers=[name for name in _PROVIDERS if name in there])
     except Exception:  # onnxruntime has an exception for each kind of damage, of no common kind
         raise UserError(f"{option} {path} is no ONNX file, or is damaged or cut short.") from None
-    return OnnxEngine(session, _image_size(session, path, option))
+    engine = OnnxEngine(session, _image_size(session, path, option))
+    _check_answers(engine, path, option)
+    return engine
 
 
 def _image_size(session: Any, path: Path, option: str) -> int:
@@ -80,3 +86,14 @@ def _image_size(session: Any, path: Path, option: str) -> int:
     if type(size) is not int or size < 1 or not set(named) <= set(OUTPUTS) or facts.get("labels") != labels:
         raise UserError(f"{option} {path} does not say of itself what it should: it is damaged.")
     return size
+
+
+def _check_answers(engine: OnnxEngine, path: Path, option: str) -> None:
+    """Refuses a file that only says that it is ours, by what it makes of two black images."""
+    expected = {name: (2,) if name.startswith("age") else (2, len(CLASSES[name])) for name in OUTPUTS}  # type: ignore[index]
+    try:
+        found = engine(np.zeros((2, engine.image_size, engine.image_size, 3), np.uint8))
+    except Exception as error:  # of onnxruntime, of no common kind
+        raise UserError(f"{option} {path} cannot be computed: {str(error).splitlines()[0][:200]}") from None
+    if any(value.dtype != np.float32 or value.shape != expected[name] for name, value in found.items()):
+        raise UserError(f"{option} {path} does not answer as this project's files do: it is damaged.")

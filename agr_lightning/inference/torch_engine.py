@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agr_lightning.errors import UserError
 from agr_lightning.inference.answers import Arrays
 from agr_lightning.models.network import AGRNetwork
 
@@ -20,6 +21,9 @@ class TorchEngine:
         self._network = network.to(self._device)
 
     def __call__(self, images: NDArray[np.uint8]) -> Arrays:
-        """See ``Engine``."""
-        with torch.inference_mode():
-            return self._network.predict(torch.from_numpy(images).permute(0, 3, 1, 2).to(self._device)).arrays()
+        """See ``Engine``; raises UserError for a batch that the device has no memory for."""
+        try:
+            with torch.inference_mode():
+                return self._network.predict(torch.from_numpy(images).permute(0, 3, 1, 2).to(self._device)).arrays()
+        except torch.OutOfMemoryError:
+            raise UserError(f"the device has no memory for {len(images)} faces at once: use a smaller batch.") from None
