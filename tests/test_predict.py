@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,8 +17,10 @@ import pytest
 from PIL import Image
 
 from agr_lightning.errors import UserError
+from agr_lightning.inference import photo_reader
 from agr_lightning.inference.annotate import label
 from agr_lightning.inference.answers import Answer
+from agr_lightning.inference.photo_batches import photo_batches
 from agr_lightning.inference.photo_reader import PhotoReader, ReadingOptions
 from agr_lightning.inference.predictions import COLUMNS
 from agr_lightning.inference.predictor import Predictor
@@ -189,14 +192,17 @@ def test_names_that_no_decoder_takes(here: Path) -> None:
         assert read.problem == problem
 
 
-def test_frames_of_a_video(here: Path, run: Run) -> None:
+@pytest.mark.parametrize("trainer", [(), TRAINER])
+def test_frames_of_a_video(here: Path, run: Run, trainer: tuple[str, ...]) -> None:
     frame, empty = draw_photo((200, 60, 320))[:, :, ::-1], draw_photo()[:, :, ::-1]
     video = cv2.VideoWriter("clip.mp4", cv2.VideoWriter.fourcc(*"mp4v"), 10, (760, 480))
     for number in range(35):
         video.write(frame if number < 20 else empty)
     video.release()
     Path("broken.avi").write_bytes(b"RIFF nothing")
-    code, _, err = run("predict", "--data.predict_path", "*.[am]*", "--faces", "haar", "--every", "1", "--annotate=c")
+    code, _, err = run(
+        "predict", "--data.predict_path", "*.[am]*", "--faces", "haar", "--every", "1", "--annotate=c", *trainer
+    )
     assert code == 0, err
     rows = _rows(here)
     assert [(row["path"], row["seconds"], row["status"]) for row in rows] == [
@@ -205,6 +211,46 @@ def test_frames_of_a_video(here: Path, run: Run) -> None:
         *(("clip.mp4", seconds, "no_face") for seconds in ("2.0", "3.0")),
     ]
     assert sorted(path.name for path in Path("c").iterdir())[1] == "clip.mp4.00001.000s.jpg"
+
+
+def test_however_much_there_is_little_is_held(here: Path) -> None:
+    video = cv2.VideoWriter("clip.mp4", cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
+    for number in range(50):
+        video.write(np.full((48, 64, 3), 5 * number, np.uint8))
+    video.release()
+    Image.new("RGB", (40, 40)).save("photo.png")
+    inputs = [(7, Path("photo.png")), (9, Path("clip.mp4")), (11, Path("nowhere.jpg"))]
+    done: list[None] = []
+    batches = list(
+        photo_batches(inputs, PhotoReader(ReadingOptions("none", every=0.1), 32), 16, lambda: done.append(None))
+    )
+    assert [len(batch) for batch in batches] == [16, 16, 16, 4]
+    assert [photo.place for batch in batches for photo in batch] == [7, *[9] * 50, 11]
+    assert len(done) == 3
+
+
+def test_large_photos_are_read_one_at_a_time(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photo_reader, "_LARGE", 1000)
+    sizes = [(40, 40), (30, 30)] * 8
+    inputs = [(number, Path(f"{number}.png")) for number in range(len(sizes))]
+    for (_, path), size in zip(inputs, sizes, strict=True):
+        Image.new("RGB", size).save(path)
+    reader = PhotoReader(ReadingOptions("none"), 32)
+    look, most = reader.look, 0
+    reading: list[Path] = []
+
+    def slowly(photo: Any, path: Path) -> photo_reader.ReadPhoto:
+        nonlocal most
+        if photo.shape[0] == 40:
+            reading.append(path)
+            most = max(most, len(reading))
+            time.sleep(0.01)
+            reading.remove(path)
+        return look(photo, path)
+
+    monkeypatch.setattr(reader, "look", slowly)
+    assert sum(len(batch) for batch in photo_batches(inputs, reader, 64)) == len(sizes)
+    assert most == 1
 
 
 def test_photos_are_upright_and_of_any_kind(here: Path) -> None:

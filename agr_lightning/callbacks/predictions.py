@@ -1,5 +1,6 @@
 """What `predict` leaves in the run folder, where a Trainer does the work."""
 
+import functools
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -7,13 +8,13 @@ from typing import Any
 import lightning
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import BasePredictionWriter
 
 from agr_lightning.callbacks.run_folder import run_folder
 from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.data.dataset import PhotoBatch
 from agr_lightning.inference.annotate import Annotator
 from agr_lightning.inference.answers import answers
+from agr_lightning.inference.photo_batches import photo_batches
 from agr_lightning.inference.photo_reader import PhotoReader, ReadingOptions
 from agr_lightning.inference.predict import OutputOptions, chosen, say_result
 from agr_lightning.inference.predictions import Row, rows_of, write_rows
@@ -38,14 +39,14 @@ def prepare_photos(
     reader = PhotoReader(
         chosen(ReadingOptions, vars(options)), options.data.image_size, output.folder is not None, cards
     )
-    datamodule.read_photos_by(reader.read)
+    datamodule.read_photos_by(functools.partial(photo_batches, reader=reader, batch_size=options.data.batch_size))
     for callback in callbacks:
         if isinstance(callback, PredictionWriter):
             callback.output = output
     _log.info(f"Faces        {reader.way}")
 
 
-class PredictionWriter(BasePredictionWriter):
+class PredictionWriter(lightning.Callback):
     """Writes predictions.csv, or .jsonl: at least one row for every input, in input order.
 
     Attributes:
@@ -53,7 +54,6 @@ class PredictionWriter(BasePredictionWriter):
     """
 
     def __init__(self) -> None:
-        super().__init__(write_interval="batch")
         self.output = OutputOptions()
         self._rows: dict[int, list[Row]] = {}
         self._marker: Annotator | None = None
@@ -63,25 +63,22 @@ class PredictionWriter(BasePredictionWriter):
         folder = self.output.folder
         self._marker = None if folder is None else Annotator(folder, trainer.datamodule.photos)  # type: ignore[attr-defined]
 
-    def write_on_batch_end(
+    def on_predict_batch_end(
         self,
         trainer: lightning.Trainer,
         pl_module: lightning.LightningModule,
-        prediction: Any,
-        batch_indices: Sequence[int] | None,
+        outputs: Any,
         batch: PhotoBatch,
         batch_idx: int,
-        dataloader_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        assert isinstance(prediction, Predictions)
-        found = iter(answers(prediction.arrays()))
-        for place, photos in zip(batch.place.tolist(), batch.photos.value, strict=True):
-            rows = self._rows[place] = []
-            for photo in photos:
-                of_photo = [next(found) for _ in photo.boxes]
-                rows += rows_of(photo, of_photo)
-                if self._marker is not None:
-                    self._marker(photo, of_photo)
+        assert isinstance(outputs, Predictions)
+        found = iter(answers(outputs.arrays()))
+        for photo in batch.photos.value:
+            of_photo = [next(found) for _ in photo.boxes]
+            self._rows.setdefault(photo.place, []).extend(rows_of(photo, of_photo))
+            if self._marker is not None:
+                self._marker(photo, of_photo)
 
     def on_predict_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]

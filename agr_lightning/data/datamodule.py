@@ -1,6 +1,7 @@
 """UTKFaceDataModule: index, split, cache and transforms, tied to the Trainer."""
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from agr_lightning.data.dataset import Batch, FaceDataset, LateLoader, PhotoBatch, PhotoDataset, whole
+from agr_lightning.data.dataset import Batch, FaceDataset, LateLoader, PhotoBatch, PhotoStream, whole
 from agr_lightning.data.photos import find_photos
 from agr_lightning.data.presets import Preset, TransformSpec
 from agr_lightning.data.sampling import Draw, EvalSampler, TrainSampler, balancing_weights
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from agr_lightning.data.transforms import Augmentation
 
 T = TypeVar("T")
+
+# Reads inputs, given with their places among all; see PhotoStream.
+ReadPhotos = Callable[[Sequence[tuple[int, Path]]], Iterator[Sequence[Any]]]
 
 # Which sides a stage cannot do without.
 _NEEDED: dict[str, tuple[Side, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
@@ -101,7 +105,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
             raise UserError(f"--data.root {root} and --data.synthetic {synthetic} exclude each other.")
         self._sources = Sources(root, synthetic, test_root, options, image_size, cache_dir)
         self._photos: list[Path] = []
-        self._read: Callable[[Path], Iterable[Any]] | None = None
+        self._read: ReadPhotos | None = None
         self._train_seed: int | None = None
 
     # ------------------------------------------------------------------ what Lightning calls
@@ -158,11 +162,14 @@ class UTKFaceDataModule(lightning.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[PhotoBatch]:
         assert self._read is not None  # see read_photos_by
-        dataset = PhotoDataset(self._photos, self._read)
-        return self._loader(dataset, EvalSampler(len(dataset), *self._rank()))
+        rank, ranks = self._rank()
+        self._check_enough(len(self._photos), ranks)
+        inputs = list(enumerate(self._photos))[rank::ranks]
+        # Batches come as they are, read by threads that know how many faces there are.
+        return DataLoader(PhotoStream(functools.partial(self._read, inputs)), batch_size=None)
 
-    def read_photos_by(self, read: Callable[[Path], Iterable[Any]]) -> None:
-        """Says how `predict` reads its inputs; see ``PhotoDataset``."""
+    def read_photos_by(self, read: ReadPhotos) -> None:
+        """Says how `predict` reads its inputs."""
         self._read = read
 
     def leave_out(self, seen: NDArray[np.int64]) -> None:
@@ -224,15 +231,16 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         dataset = self._dataset(side)
         return self._loader(dataset, EvalSampler(len(dataset), *self._rank()))
 
+    @staticmethod
+    def _check_enough(images: int, devices: int) -> None:
+        # Asked of the whole, so that all processes stop: one that did alone would leave the others waiting.
+        if images < devices:
+            raise UserError(f"{images:,} images are too few for {devices} devices; use fewer with --trainer.devices.")
+
     def _loader(
         self, dataset: Dataset[T], sampler: TrainSampler | EvalSampler, drop_last: bool = False
     ) -> DataLoader[T]:
-        # Asked of the whole, so that all processes stop: one that did alone would leave the others waiting.
-        if len(dataset) < sampler.num_replicas:  # type: ignore[arg-type]
-            raise UserError(
-                f"{len(dataset):,} images are too few for {sampler.num_replicas} devices; "  # type: ignore[arg-type]
-                "use fewer with --trainer.devices."
-            )
+        self._check_enough(len(dataset), sampler.num_replicas)  # type: ignore[arg-type]
         return LateLoader(
             dataset=dataset,
             batch_size=self._batch_size,

@@ -1,14 +1,13 @@
 """Samples and their cached images -> batches."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from agr_lightning.data.cache import read_rows
 from agr_lightning.data.images import without_colour
@@ -115,39 +114,27 @@ class PhotoBatch(NamedTuple):
 
     Attributes:
         images: all faces of the batch, RGB, uint8 ``(faces, 3, size, size)``.
-        place: of each input among all, int64 ``(batch,)``.
-        photos: for each input, the list of what was read from it.
+        photos: the list of what was read, with those faces in it.
     """
 
     images: Tensor
-    place: Tensor
     photos: Held
 
 
-class PhotoDataset(Dataset[PhotoBatch]):
-    """Photos and videos without labels; one that cannot be used does not stop the others.
+class PhotoStream(IterableDataset[PhotoBatch]):
+    """Photos without labels, as they are read.
 
     Args:
-        paths: of the inputs.
-        read: the photos or frames in a file, each with its faces: uint8 ``crops``, ``(faces, size, size, 3)``.
+        batches: of photos, or frames of videos, each with its faces: uint8 ``crops``, ``(faces, size, size, 3)``.
     """
 
-    def __init__(self, paths: Sequence[Path], read: Callable[[Path], Iterable[Any]]) -> None:
-        self.paths = paths
-        self._read = read
+    def __init__(self, batches: Callable[[], Iterator[Sequence[Any]]]) -> None:
+        self._batches = batches
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, draw: Draw) -> PhotoBatch:
-        return self.__getitems__([draw])
-
-    def __getitems__(self, draws: list[Draw]) -> PhotoBatch:
-        """The batch of these draws; what a DataLoader without collation asks for."""
-        photos = [list(self._read(self.paths[draw.place])) for draw in draws]
-        faces = np.concatenate([photo.crops for found in photos for photo in found])
-        place = torch.tensor([draw.place for draw in draws])
-        return PhotoBatch(torch.from_numpy(faces).permute(0, 3, 1, 2), place, Held(photos))
+    def __iter__(self) -> Iterator[PhotoBatch]:
+        for photos in self._batches():
+            faces = np.concatenate([photo.crops for photo in photos])
+            yield PhotoBatch(torch.from_numpy(faces).permute(0, 3, 1, 2), Held(photos))
 
 
 class LateLoader(DataLoader[T]):

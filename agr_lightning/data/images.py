@@ -1,8 +1,10 @@
 """One file -> one RGB array, or the reason why not. The only decoder of the project."""
 
+import contextlib
 import functools
 import io
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -93,25 +95,28 @@ def decode_rgb(content: bytes, draft: int | None = None) -> NDArray[np.uint8]:
         content: the whole file.
         draft: lets a JPEG be decoded at a fraction of its size, no side below this many pixels.
     """
+    with open_image(content) as image:
+        if draft:
+            image.draft("RGB", (draft, draft))
+        return pixels_of(image)
+
+
+def open_image(content: bytes) -> Image.Image:
+    """Reads what an image file says of itself, its size above all, and decodes nothing yet; raises ImageError."""
     if content[4:12] in _HEIC:
         _learn_heic()
-    try:
+    with _in_words():
         Image.init()  # does nothing after the first time
-        with Image.open(io.BytesIO(content), formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ImageError(f"{width}x{height} pixels, more than {MAX_PIXELS // 10**6} million")
-            if draft:
-                image.draft("RGB", (draft, draft))
-            return _to_rgb(image)
-    except UnidentifiedImageError:
-        raise ImageError("not an image") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"more than {MAX_PIXELS // 10**6} million pixels") from None
-    except ImageError:
-        raise
-    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
-        raise ImageError(_reason(error)) from None
+        image = Image.open(io.BytesIO(content), formats=[name for name in _FORMATS if name in Image.OPEN])
+        if image.width * image.height > MAX_PIXELS:
+            raise ImageError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS // 10**6} million")
+        return image
+
+
+def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
+    """Decodes what ``open_image`` opened; see ``read_rgb``."""
+    with _in_words():
+        return _to_rgb(image)
 
 
 def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -136,6 +141,21 @@ def without_colour(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return grey.reshape(images.shape)
 
 
+@contextlib.contextmanager
+def _in_words() -> Iterator[None]:
+    """Says what is wrong with an image, whatever its decoder raises."""
+    try:
+        yield
+    except UnidentifiedImageError:
+        raise ImageError("not an image") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"more than {MAX_PIXELS // 10**6} million pixels") from None
+    except ImageError:
+        raise
+    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
+        raise ImageError(_reason(error)) from None
+
+
 @functools.cache
 def _learn_heic() -> None:
     try:
@@ -154,9 +174,10 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if upright.mode == "F":
         raise ImageError("floating-point pixels, of unknown range")
     if upright.mode == "I" or upright.mode.startswith("I;16"):
-        # Pillow clips these to 255 when asked to convert them.
-        wide = np.asarray(upright).astype(np.uint32).clip(0, 65535)
-        upright = Image.fromarray((wide / 257 + 0.5).astype(np.uint8))
+        # Pillow clips these to 255 when asked to convert them. OpenCV needs no copy for it, which would be large.
+        wide = np.asarray(upright)
+        wide = wide if wide.dtype == np.uint16 else wide.clip(0, 65535).astype(np.uint16)
+        return np.asarray(cv2.cvtColor(cv2.convertScaleAbs(wide, alpha=1 / 257), cv2.COLOR_GRAY2RGB), np.uint8)
     if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
         layer = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)

@@ -1,7 +1,9 @@
 """An input file -> its photos, or the frames of a video, with the faces in them cropped."""
 
+import contextlib
 import logging
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from agr_lightning.data.images import ImageError, decode_rgb, open_file, read_bytes, resize
+from agr_lightning.data.images import ImageError, open_file, open_image, pixels_of, read_bytes, resize
 from agr_lightning.data.photos import VIDEO_EXTENSIONS
 from agr_lightning.errors import UserError
 from agr_lightning.inference.faces import Finder, FinderName, build_finder, find_faces
@@ -19,6 +21,10 @@ _log = logging.getLogger(__name__)
 
 # Longest side, in pixels, of the picture that is kept for annotation.
 _SHOWN = 2048
+
+# Photos of more pixels are read one at a time, however many threads there are: 100 megapixels take up to 1 GB.
+_LARGE = 25_000_000
+_FOR_LARGE = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class ReadPhoto:
         problem: why the file could not be used; None where it could.
         shown: the picture, RGB, uint8, at most 2048 pixels long, where it is to be annotated.
         shrunk: how many of its pixels are one of the photo's, 1 or less.
+        place: of the file among all inputs.
     """
 
     path: Path
@@ -42,6 +49,7 @@ class ReadPhoto:
     problem: str | None = None
     shown: NDArray[np.uint8] | None = None
     shrunk: float = 1.0
+    place: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,10 +119,12 @@ class PhotoReader:
     def open(self, content: bytes, path: Path) -> ReadPhoto:
         """What is in a photo that was read from a file already."""
         try:
-            photo = decode_rgb(content)
+            with open_image(content) as image:
+                large = image.width * image.height > _LARGE
+                with _FOR_LARGE if large else contextlib.nullcontext():
+                    return self.look(pixels_of(image), path)
         except ImageError as error:
             return self._unusable(path, str(error))
-        return self.look(photo, path)
 
     def look(self, photo: NDArray[np.uint8], path: Path = Path(), seconds: float | None = None) -> ReadPhoto:
         """The faces of a decoded photo: RGB, uint8 ``(height, width, 3)``."""

@@ -1,10 +1,8 @@
 """Photos and videos -> predictions.csv, without Lightning: what `predict` does where no option needs a Trainer."""
 
 import logging
-import os
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,11 +10,11 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from agr_lightning.data.photos import VIDEO_EXTENSIONS, find_photos
+from agr_lightning.data.photos import find_photos
 from agr_lightning.errors import UserError
 from agr_lightning.files import user_path
 from agr_lightning.inference.annotate import Annotator
-from agr_lightning.inference.answers import Answer
+from agr_lightning.inference.photo_batches import photo_batches
 from agr_lightning.inference.photo_reader import PhotoReader, ReadingOptions, ReadPhoto
 from agr_lightning.inference.predictions import Format, Row, rows_of, write_rows
 from agr_lightning.inference.predictor import Predictor
@@ -24,12 +22,7 @@ from agr_lightning.run_files import PREDICTIONS_FILES, RUNS_FOLDER, reserve_run
 
 _log = logging.getLogger(__name__)
 
-# So many photos are read ahead where their pictures are kept, of up to 12 MB each.
-_PICTURES = 8
-
 T = TypeVar("T", ReadingOptions, "OutputOptions")
-
-Found = tuple[ReadPhoto, list[Answer]]
 
 
 @dataclass(frozen=True)
@@ -94,8 +87,8 @@ def predict(
     file = run / PREDICTIONS_FILES[output.format]
     try:
         with tqdm(total=len(paths), desc="Predicting", unit="photo", disable=not progress) as bar:
-            rows = _rows(found_in(paths, reader, predictor, batch_size, bar), marker)
-            counts = write_rows(file, rows, output.format)
+            batches = photo_batches(list(enumerate(paths)), reader, batch_size, bar.update)
+            counts = write_rows(file, _rows(batches, predictor, batch_size, marker), output.format)
     except BaseException:
         run.rmdir()
         raise
@@ -115,51 +108,13 @@ def say_result(inputs: int, counts: Counter[str], file: Path) -> None:
     _log.info(f"Predictions  {file}")
 
 
-def found_in(
-    paths: Sequence[Path], reader: PhotoReader, predictor: Predictor, batch_size: int, bar: "tqdm[object] | None" = None
-) -> Iterator[Found]:
-    """What is found in files, in their order; faces are computed in batches, across files."""
-    waiting: list[ReadPhoto] = []
-    faces = 0
-    for photo in _read_ahead(paths, reader, _PICTURES if reader.keep else batch_size, bar):
-        waiting.append(photo)
-        faces += len(photo.crops)
-        if faces >= batch_size or len(waiting) >= (_PICTURES if reader.keep else 2 * batch_size):
-            yield from _answered(waiting, predictor, batch_size)
-            waiting, faces = [], 0
-    yield from _answered(waiting, predictor, batch_size)
-
-
-def _answered(photos: list[ReadPhoto], predictor: Predictor, batch_size: int) -> Iterator[Found]:
-    found = iter(predictor(np.concatenate([photo.crops for photo in photos]), batch_size) if photos else [])
-    for photo in photos:
-        yield photo, [next(found) for _ in photo.boxes]
-
-
-def _read_ahead(
-    paths: Sequence[Path], reader: PhotoReader, ahead: int, bar: "tqdm[object] | None"
-) -> Iterator[ReadPhoto]:
-    """Reads photos in threads, some ahead of what is asked for; videos, which are long, when they are asked for."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        reading: deque[tuple[Path, Future[list[ReadPhoto]] | None]] = deque()
-        todo = iter(paths)
-        try:
-            while True:
-                while len(reading) < ahead and (path := next(todo, None)) is not None:
-                    video = path.suffix.lower() in VIDEO_EXTENSIONS
-                    reading.append((path, None if video else pool.submit(lambda path: list(reader.read(path)), path)))
-                if not reading:
-                    return
-                path, future = reading.popleft()
-                yield from reader.read(path) if future is None else future.result()
-                if bar is not None:
-                    bar.update()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _rows(found: Iterator[Found], marker: Annotator | None) -> Iterator[Row]:
-    for photo, answers in found:
-        if marker is not None:
-            marker(photo, answers)
-        yield from rows_of(photo, answers)
+def _rows(
+    batches: Iterator[list[ReadPhoto]], predictor: Predictor, batch_size: int, marker: Annotator | None
+) -> Iterator[Row]:
+    for photos in batches:
+        found = iter(predictor(np.concatenate([photo.crops for photo in photos]), batch_size))
+        for photo in photos:
+            answers = [next(found) for _ in photo.boxes]
+            if marker is not None:
+                marker(photo, answers)
+            yield from rows_of(photo, answers)
