@@ -18,6 +18,9 @@ from agr_lightning.errors import needs
 # A 100-megapixel photo takes 300 MB decoded; more is refused before it is decoded.
 MAX_PIXELS = 100_000_000
 
+# Pixels that are copied at once.
+_STRIP = 4_000_000
+
 # What is decoded, whatever a file is called; other plugins of Pillow start other programs, Ghostscript for one.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "HEIF")
 
@@ -170,7 +173,7 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     # Asked first, since Pillow copies an image that needs no turning.
     upright = image if image.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
     if upright.mode == "RGB" and "transparency" not in upright.info:
-        return np.array(upright)
+        return _array(upright)
     if upright.mode == "F":
         raise ImageError("floating-point pixels, of unknown range")
     if upright.mode == "I" or upright.mode.startswith("I;16"):
@@ -179,9 +182,20 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         wide = wide if wide.dtype == np.uint16 else wide.clip(0, 65535).astype(np.uint16)
         return np.asarray(cv2.cvtColor(cv2.convertScaleAbs(wide, alpha=1 / 257), cv2.COLOR_GRAY2RGB), np.uint8)
     if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
-        layer = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return np.array(upright.convert("RGB"))
+        layer = upright if upright.mode == "RGBA" else upright.convert("RGBA")
+        upright = Image.new("RGB", layer.size, "white")
+        upright.paste(layer, mask=layer.getchannel("A"))
+    return _array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+
+
+def _array(image: Image.Image) -> NDArray[np.uint8]:
+    """The pixels of an RGB image; strip by strip, since Pillow makes one more copy of what it hands over."""
+    array = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image if rows >= image.height else image.crop((0, top, image.width, min(top + rows, image.height)))
+        array[top : top + rows] = np.asarray(strip)
+    return array
 
 
 def _reason(error: Exception) -> str:

@@ -119,10 +119,11 @@ class PhotoReader:
     def open(self, content: bytes, path: Path) -> ReadPhoto:
         """What is in a photo that was read from a file already."""
         try:
-            with open_image(content) as image:
-                large = image.width * image.height > _LARGE
-                with _FOR_LARGE if large else contextlib.nullcontext():
-                    return self.look(pixels_of(image), path)
+            image = open_image(content)
+            with _FOR_LARGE if image.width * image.height > _LARGE else contextlib.nullcontext():
+                with image:  # which keeps its pixels too, until it is closed
+                    photo = pixels_of(image)
+                return self.look(photo, path)
         except ImageError as error:
             return self._unusable(path, str(error))
 
