@@ -1,5 +1,6 @@
 """What is measured while a stage runs: torchmetrics objects, exact over samples, batches and ranks."""
 
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -16,7 +17,7 @@ class MaskedAccuracy(MulticlassAccuracy):
     """Share of labelled samples whose most probable class is right; NaN when no sample is labelled."""
 
     def __init__(self, classes: int) -> None:
-        # Unchecked: looking at the values would make a GPU wait, in every step.
+        # Unchecked: what the network and the index say needs no second look, in every step.
         super().__init__(classes, average="micro", ignore_index=MISSING, validate_args=False)
 
     def compute(self) -> Tensor:
@@ -61,10 +62,16 @@ class JointLossMetric(MeanLosses):
     def __init__(self, tasks: tuple[Task, ...], total: nn.Module) -> None:
         super().__init__(tasks)
         self._total = (total,)  # in a tuple: its parameters are not this metric's
+        self._evaluated = self._total
+
+    def update(self, losses: dict[Task, Tensor], counts: dict[Task, Tensor]) -> None:
+        super().update(losses, counts)
+        # A callback that averages weights has put the others back when an evaluation ends.
+        self._evaluated = self._total if self.training else (copy.deepcopy(self._total[0]),)
 
     def compute(self) -> Tensor:
         """A scalar; under fixed weights a task without any label adds nothing."""
-        joint: Tensor = self._total[0](dict(zip(self.tasks, self.means(), strict=True)))
+        joint: Tensor = self._evaluated[0](dict(zip(self.tasks, self.means(), strict=True)))
         return joint.detach()
 
 
@@ -80,7 +87,7 @@ class StageMetrics(nn.Module):
         super().__init__()
         self.tasks = tasks
         self.loss = JointLossMetric(tasks, total)
-        # Not MeanMetric: it makes a GPU wait while it looks for NaN, and told not to look, it forgets the weights.
+        # Not MeanMetric, which looks for NaN in every step, and told not to look, forgets the weights.
         self.losses = nn.ModuleDict({task: MeanLosses((task,)) for task in tasks})
         scores: dict[Task, tuple[str, Metric]] = {
             "age": ("age_mae", MeanAbsoluteError()),

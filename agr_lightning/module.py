@@ -254,6 +254,9 @@ class AGRModule(lightning.LightningModule):
         if self._trainer is not None and self._trainer.state.fn == "fit":  # there is none under load_from_checkpoint
             self._resumed = checkpoint
             state["loss.race_weights"] = self.loss.race_weights.clone()  # what the options say now
+        else:
+            # They are about training: one that averages weights would put those of the last step in.
+            checkpoint.pop("callbacks", None)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Here, since a run that is gone on with inside an epoch does not begin that epoch again.

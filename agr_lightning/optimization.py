@@ -1,7 +1,9 @@
 """How a network learns: its optimizer, its schedule, and a backbone that may learn later and slower than the heads."""
 
 import contextlib
+import logging
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +18,8 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from agr_lightning.errors import UserError
 
+_log = logging.getLogger(__name__)
+
 # Lightning's own type leaves torch's ReduceLROnPlateau out.
 LRSchedulerCallable = Callable[[torch.optim.Optimizer], LRScheduler]
 
@@ -26,6 +30,9 @@ LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.05
 
 # OneCycleLR divides by zero where the way up is a single step.
 _FEWEST = 5
+
+# What a run may go on with differently: not every machine has what the first had.
+_MAY_DIFFER = ("--trainer.precision", "--seed_everything")
 
 # Places of the heads' and the backbone's weight matrices among an optimizer's groups.
 HEADS, BACKBONE = 0, 2
@@ -126,6 +133,9 @@ def describe_run(trainer: Trainer) -> dict[str, str | bool]:
         "--model.optimizer": type(trainer.optimizers[0]).__name__,
         "--model.lr_scheduler": schedules[0] if schedules else "none",
         "averaged weights": averaging,
+        "--trainer.precision": trainer.precision,
+        # Where Lightning keeps it.
+        "--seed_everything": os.environ.get("PL_GLOBAL_SEED", "none"),
     }
 
 
@@ -138,11 +148,16 @@ def check_same_run(checkpoint: dict[str, Any], trainer: Trainer, total_steps: in
         total_steps: of that run's one-cycle schedule; None under another schedule.
 
     Raises:
-        UserError: when optimizer, schedule, averaging or length differ.
+        UserError: when optimizer, schedule, averaging or length differ; other precision or seed is only warned of.
     """
     for name, now in describe_run(trainer).items():
         then = checkpoint.get("how", {}).get(name, now)
-        if then != now:
+        if then != now and name in _MAY_DIFFER:
+            _log.warning(
+                f"the checkpoint is of a run with {name} {then}, this one has {now}: the outcome will be another than "
+                "that of a run that was never stopped."
+            )
+        elif then != now:
             raise UserError(
                 f"the checkpoint is of a run with {name} {then}, this one has {now}: go on with the run's own "
                 "--config RUN/config.yaml."

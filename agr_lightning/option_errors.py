@@ -40,6 +40,8 @@ def explain(message: str, options: list[str]) -> str:
     Returns:
         One line with the option, the value, and what was expected.
     """
+    if message.startswith("--config "):  # said by AGRArgumentParser itself
+        return message
     unknown = re.search(r"[Uu]nrecognized arguments: (?P<words>.*)", message)
     if unknown:
         word = next(iter(unknown["words"].split()), "")
@@ -52,8 +54,6 @@ def explain(message: str, options: list[str]) -> str:
     top = _UNKNOWN_TOP.search(message)
     if top:
         return _no_option(f"--{top['name']}", options)
-    if "Problems parsing config" in message:
-        return f"--config: not valid YAML: {_one_line(message.split(':', 1)[-1])}"
     if "Unexpected config" in message:
         return "--config: the file holds no options; it should be YAML like 'data: {root: FOLDER}'."
     found = _KEY.search(message)

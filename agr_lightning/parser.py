@@ -1,5 +1,11 @@
 """The option parser of LightningCLI's commands, with help worded for users."""
 
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from agr_lightning.option_errors import Explaining
@@ -27,4 +33,17 @@ OPTION_HELP = {
 
 
 class AGRArgumentParser(Explaining, LightningArgumentParser):
-    """Says what is wrong with an option, and what would have worked."""
+    """Says what is wrong with an option or a file of options, and what would have worked."""
+
+    def parse_path(self, cfg_path: str | PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
+        """Reads a file of options; one that is no YAML is named, with the place."""
+        try:
+            yaml.safe_load(Path(fspath(cfg_path)).read_text("utf-8"))
+        except UnicodeDecodeError:
+            self.error(f"--config {cfg_path}: not valid YAML: no text in UTF-8.")
+        except yaml.YAMLError as error:
+            mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+            where = "" if mark is None else f", in line {mark.line + 1}, column {mark.column + 1}"
+            self.error(f"--config {cfg_path}: not valid YAML: {problem or 'unknown characters'}{where}.")
+        found: Namespace = super().parse_path(cfg_path, *args, **kwargs)
+        return found

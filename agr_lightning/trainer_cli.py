@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from agr_lightning.callbacks.checkpointing import BestCheckpoint
 from agr_lightning.callbacks.predictions import prepare_photos
 from agr_lightning.callbacks.run_folder import run_folder
 from agr_lightning.checkpoint_io import AtomicCheckpointIO
@@ -146,7 +147,7 @@ class AGRCommandLine(LightningCLI):
             if version is None and getattr(rank_zero_only, "rank", 0) == 0:
                 version = reserve_run(self.root)
                 reserved = self.root / RUNS_FOLDER / f"version_{version}"
-            kwargs["logger"] = TensorBoardLogger(self.root, RUNS_FOLDER, version, default_hp_metric=False)
+            kwargs["logger"] = TensorBoardLogger(self.root.resolve(), RUNS_FOLDER, version, default_hp_metric=False)
         if options.enable_checkpointing is False:
             self._drop_checkpoints()
         kwargs["plugins"] = [*(options.plugins or []), AtomicCheckpointIO()]
@@ -223,11 +224,13 @@ class AGRCommandLine(LightningCLI):
         return super()._prepare_subcommand_kwargs(subcommand) | ({"ckpt_path": None} if loaded else {})
 
     def after_fit(self) -> None:
-        trainer = self.trainer
-        best = trainer.checkpoint_callback
-        path = best.best_model_path if isinstance(best, ModelCheckpoint) else ""
-        if self.config[self.command].test_after_fit and path:
-            trainer.test(self.model, self.datamodule, ckpt_path=path, verbose=False)
+        kept = [each for each in self.trainer.checkpoint_callbacks if isinstance(each, BestCheckpoint)]
+        path = kept[0].best_model_path if kept else ""
+        if self.config[self.command].test_after_fit:
+            if path:
+                self.trainer.test(self.model, self.datamodule, ckpt_path=path, verbose=False)
+            elif kept:
+                _log.info(f"No {BEST}.ckpt, since nothing was validated: so nothing is tested either.")
         self._say_where(path)
 
     def after_test(self) -> None:

@@ -5,15 +5,14 @@ from collections.abc import Sequence
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
 from agr_lightning.callbacks.announcement import Announcement
+from agr_lightning.callbacks.checkpointing import BestCheckpoint, LastCheckpoint
 from agr_lightning.callbacks.predictions import PredictionWriter
 from agr_lightning.callbacks.run_config import RunConfig
 from agr_lightning.callbacks.splits import SplitWriter
 from agr_lightning.callbacks.test_report import TestReport
 from agr_lightning.callbacks.training_curves import TrainingCurves
-from agr_lightning.checkpoints import BEST, LAST
 from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.errors import UserError
 from agr_lightning.module import AGRModule
@@ -87,7 +86,4 @@ def callbacks_of(command: str) -> list[Callback]:
         return []
     if command == "test":
         return [TestReport()]
-    best = ModelCheckpoint(monitor="val/loss", filename=BEST, enable_version_counter=False)
-    # One of its own: with save_last, nothing would be saved after epochs that are not the best so far.
-    last = ModelCheckpoint(filename=LAST, enable_version_counter=False)
-    return [Announcement(), best, last, SplitWriter(), TestReport(), Timer(), TrainingCurves()]
+    return [Announcement(), BestCheckpoint(), LastCheckpoint(), SplitWriter(), TestReport(), TrainingCurves()]

@@ -139,13 +139,22 @@ def test_a_mistake_is_one_line_and_leaves_nothing(run: Run, here: Path, args: tu
         ("modle:\n  dropout: 0.1\n", "no option is called '--modle"),
         ("trainer:\n  max_epoch: 1\n", "(did you mean '--trainer.max_epochs'?)"),
         ("data:\n  batch_size: many\n", "--data.batch_size many: expected a whole number"),
-        ("data: {root: x\n", "--config: not valid YAML"),
+        (
+            "data: {root: x\n",
+            "--config c.yaml: not valid YAML: expected ',' or '}', but got '<stream end>', in line 2, column 1.",
+        ),
     ],
 )
 def test_a_mistake_in_a_config_is_one_line(run: Run, here: Path, text: str, message: str) -> None:
     (here / "c.yaml").write_text(text)
     code, _, err = run("fit", "--config", "c.yaml")
     assert code == 2 and message in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_config_that_is_no_text_is_one_line(run: Run, here: Path) -> None:
+    (here / "c.yaml").write_bytes(b"\xff\xfe\x00")
+    code, _, err = run("fit", "--config", "c.yaml")
+    assert (code, err) == (2, "error: --config c.yaml: not valid YAML: no text in UTF-8.\n")
 
 
 def test_explains_what_it_does_not_know_in_one_line() -> None:
@@ -337,7 +346,7 @@ def test_a_resumed_run_goes_on_in_its_folder_and_knows_its_best(run: Run, here: 
     folder = here / "lightning_logs" / "version_0" / "checkpoints"
     last = torch.load(folder / "last.ckpt", weights_only=True)
     # As if it had been stopped after the first of two epochs, with a better score than any to come.
-    name = next(key for key in last["callbacks"] if key.startswith("ModelCheckpoint"))
+    name = next(key for key in last["callbacks"] if key.startswith("BestCheckpoint"))
     last["callbacks"][name]["best_model_score"] = torch.tensor(0.001)
     last["callbacks"][name]["best_k_models"] = dict.fromkeys(
         last["callbacks"][name]["best_k_models"], torch.tensor(0.001)
@@ -350,6 +359,53 @@ def test_a_resumed_run_goes_on_in_its_folder_and_knows_its_best(run: Run, here: 
     assert (folder / "best.ckpt").read_bytes() == before
     code, _, err = run(*options, "--trainer.max_epochs", "3", "--ckpt_path", "last")
     assert code == 1 and "is of a run of 12 steps, this one has 18" in err
+
+
+def test_the_best_of_a_run_that_was_moved_stays_known(run: Run, here: Path) -> None:
+    options = ("fit", *FAST, "--data.synthetic", "120", "--trainer.max_epochs", "2")
+    assert run(*options, "--test_after_fit", "false")[0] == 0
+    (here / "other").mkdir()
+    (here / "lightning_logs").rename(here / "other" / "lightning_logs")
+    folder = here / "other" / "lightning_logs" / "version_0"
+    before = (folder / "checkpoints" / "best.ckpt").read_bytes()
+    code, out, err = run(*options, "--trainer.default_root_dir", "other", "--ckpt_path", "last")
+    assert code == 0, err
+    assert (folder / "checkpoints" / "best.ckpt").read_bytes() == before
+    assert (folder / "results.json").is_file() and "dirpath" not in out + err
+    assert not (here / "lightning_logs").exists()
+
+
+def test_the_last_epoch_is_kept_whenever_validation_runs(run: Run, here: Path) -> None:
+    options = ("--data.synthetic", "120", "--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "2")
+    assert run("fit", *FAST, *options)[0] == 0
+    folder = here / "lightning_logs" / "version_0" / "checkpoints"
+    epochs = [torch.load(folder / f"{name}.ckpt", weights_only=True)["epoch"] for name in ("best", "last")]
+    assert epochs == [1, 2]
+
+
+def test_without_validation_nothing_is_tested(run: Run, here: Path) -> None:
+    code, out, err = run("fit", *FAST, "--data.synthetic", "120", "--trainer.limit_val_batches", "0")
+    assert code == 0 and "nothing was validated: so nothing is tested either" in out + err
+    assert not list(here.rglob("results.json")) and list(here.rglob("last.ckpt"))
+
+
+def test_callbacks_of_the_users_own_beside_ours(run: Run, here: Path) -> None:
+    (here / "own.yaml").write_text(
+        "trainer:\n"
+        "  callbacks:\n"
+        "  - {class_path: ModelCheckpoint, init_args: {monitor: val/age_mae, mode: max, filename: oldest}}\n"
+        "  - {class_path: ModelCheckpoint, init_args: {filename: '{epoch}', save_top_k: -1}}\n"
+    )
+    assert run("fit", *FAST, "--data.synthetic", "120", "--trainer.max_epochs", "1", "--config", "own.yaml")[0] == 0
+    folder = here / "lightning_logs" / "version_0"
+    assert {path.stem for path in (folder / "checkpoints").iterdir()} == {"best", "last", "oldest", "epoch=0"}
+    assert json.loads((folder / "results.json").read_text())["checkpoint"] == "checkpoints/best.ckpt"
+
+
+def test_training_ends_when_its_time_is_up(run: Run, here: Path) -> None:
+    code, out, err = run("fit", *FAST, "--data.synthetic", "120", "--trainer.max_time", "00:00:00:00")
+    assert code == 0 and "nothing was validated" in out + err
+    assert not list(here.rglob("*.ckpt"))
 
 
 def test_fast_dev_run_leaves_nothing(run: Run, here: Path) -> None:

@@ -85,9 +85,12 @@ def test_averaged_weights_are_measured_saved_and_tested(run: Run, here: Path) ->
     assert not torch.equal(averaged["network.heads.age.weight"], current["network.heads.age.weight"])
     results = json.loads((VERSION / "results.json").read_text())
     assert results["age_interval"]["width"] > 0
+    assert run("test", *FAST, "--ckpt_path", "best")[0] == 0
+    again = json.loads(Path("lightning_logs/version_1/results.json").read_text())
+    assert again["metrics"] == results["metrics"]
     assert run("validate", *FAST, "--ckpt_path", "best")[0] == 0
     logged = _curve("val/loss", VERSION)
-    assert _curve("val/loss", Path("lightning_logs/version_1"))[0] == pytest.approx(min(logged), abs=1e-5)
+    assert _curve("val/loss", Path("lightning_logs/version_2"))[0] == pytest.approx(min(logged), abs=1e-5)
 
 
 # ---------------------------------------------------------------------- optimizers and schedules
@@ -180,8 +183,20 @@ def test_a_run_is_gone_on_with_as_it_was_begun(
     run: Run, here: Path, first: tuple[str, ...], then: tuple[str, ...], message: str
 ) -> None:
     assert run("fit", *SMALL, "--trainer.max_epochs", "2", *first)[0] == 0
+    files = [VERSION / "config.yaml", *(VERSION / "splits").iterdir()]
+    before = [file.read_bytes() for file in files]
     code, _, err = run("fit", *SMALL, "--trainer.max_epochs", "2", *then, "--ckpt_path", "last")
     assert code == 1 and message in err and len(err.strip().splitlines()) == 1
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_another_seed_or_precision_is_warned_of(run: Run, here: Path) -> None:
+    options = ("fit", *SMALL, "--trainer.max_epochs", "2", "--seed_everything")
+    assert run(*options, "1")[0] == 0
+    code, out, err = run(*options, "2", "--ckpt_path", "last", "--trainer.precision", "bf16-mixed")
+    assert code == 0, err
+    assert "a run with --seed_everything 1, this one has 2" in out + err
+    assert "a run with --trainer.precision 32-true, this one has bf16-mixed" in out + err
 
 
 def test_a_resumed_run_does_not_need_its_starting_weights(run: Run, here: Path, start: str) -> None:

@@ -16,6 +16,10 @@ class RunConfig(SaveConfigCallback):
         super().__init__(parser, config.clone(), config_filename=CONFIG_FILE, overwrite=True)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self.config.ckpt_path = None  # a resumed run is repeated from its start
-        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not before: a run that is refused what it would go on with keeps its own.
+        self.config.ckpt_path = None  # a resumed run is repeated from its start
+        super().setup(trainer, pl_module, "fit")

@@ -11,7 +11,7 @@ from agr_lightning.run_files import SPLITS_FOLDER
 class SplitWriter(lightning.Callback):
     """Writes ``splits/train.txt``, ``val.txt`` and ``test.txt`` when training starts."""
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         folder = run_folder(trainer)
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, UTKFaceDataModule)

@@ -3,10 +3,11 @@
 import logging
 import math
 import os
+import time
 from pathlib import Path
+from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from agr_lightning.callbacks.figures import save_figures
@@ -29,12 +30,25 @@ class TestReport(lightning.Callback):
 
     def __init__(self) -> None:
         super().__init__()
+        # Not Lightning's Timer, beside which --trainer.max_time would do nothing.
+        self._seconds_before = 0.0
+        self._started: float | None = None
         self._training_seconds: float | None = None
 
-    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        # Now: a checkpoint that is loaded for the test brings its own time, which the Timer adds.
-        timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
-        self._training_seconds = timers[0].time_elapsed("train") if timers else None
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._started = time.monotonic()
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._training_seconds = self._seconds()
+
+    def _seconds(self) -> float:
+        return self._seconds_before + (0 if self._started is None else time.monotonic() - self._started)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"training_seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seconds_before = state_dict["training_seconds"]
 
     def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, AGRModule)
