@@ -19,6 +19,7 @@ from agr_lightning.run_files import (
     ONNX_SUFFIX,
     PACKED_SUFFIX,
     RUNS_FOLDER,
+    SMALL,
     SPLITS_FOLDER,
     number_of,
     run_of,
@@ -29,8 +30,9 @@ BEST, LAST = "best", "last"
 # Training learns from the first; the second chooses the weights and calibrates them.
 _SEEN_LISTS = ("train.txt", "val.txt")
 
-# The weights that are used where no checkpoint is named.
-BOX = Path(__file__).parent / "weights" / f"agr{PACKED_SUFFIX}"
+# The networks that come with this project; that without a name is used where no checkpoint is named.
+_WEIGHTS = Path(__file__).parent / "weights"
+BOX = {None: _WEIGHTS / f"agr{PACKED_SUFFIX}", SMALL: _WEIGHTS / f"agr_small{PACKED_SUFFIX}"}
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,13 @@ class Checkpoint:
 
     @property
     def in_the_box(self) -> bool:
-        """Whether it is the network that comes with this project."""
-        return self.path == BOX
+        """Whether it comes with this project."""
+        return self.path in BOX.values()
+
+    @property
+    def named(self) -> str | None:
+        """How ``--ckpt_path`` names it."""
+        return next((name for name, path in BOX.items() if path == self.path), str(self.path))
 
     @property
     def of_cards(self) -> bool:
@@ -66,7 +73,7 @@ class Checkpoint:
     @property
     def called(self) -> str:
         """How to name it in a message."""
-        return IN_THE_BOX if self.in_the_box else f"--ckpt_path {self.path}"
+        return IN_THE_BOX.get(self.named, f"--ckpt_path {self.path}")
 
     @property
     def exported(self) -> bool:
@@ -97,14 +104,14 @@ def find_checkpoint(named: str | None, root: Path) -> Path:
 
     Args:
         named: a file; a run folder, for its best checkpoint; ``best`` or ``last``, for that of the highest-numbered
-            run that has one; None for the network that comes with this project.
+            run that has one; ``small`` for the small network that comes with this project, None for the other.
         root: the folder that holds ``lightning_logs``.
 
     Raises:
         UserError: when there is none.
     """
-    if named is None:
-        return _weights_in_the_box()
+    if named is None or named in BOX:
+        return _weights_in_the_box(named)
     if named in (BEST, LAST):
         runs = (root / RUNS_FOLDER).glob(f"version_*/{CHECKPOINTS_FOLDER}/{named}.ckpt")
         numbered = {n: run for run in runs if (n := number_of(run_of(run))) is not None}
@@ -122,18 +129,20 @@ def find_checkpoint(named: str | None, root: Path) -> Path:
         return best
     if not path.is_file():
         raise UserError(
-            f"--ckpt_path {named} does not exist; name a checkpoint file, a run folder, '{BEST}' or '{LAST}'."
+            f"--ckpt_path {named} does not exist; name a checkpoint file, a run folder, '{BEST}', '{LAST}' or "
+            f"'{SMALL}'."
         )
     return path
 
 
-def _weights_in_the_box() -> Path:
-    if not BOX.is_file():
+def _weights_in_the_box(named: str | None) -> Path:
+    path = BOX[named]
+    if not path.is_file():
         raise UserError(
-            f"this installation has no trained weights ({BOX} is missing): install all of the project, or give "
+            f"this installation lacks trained weights ({path} is missing): install all of the project, or give "
             f"--ckpt_path FILE, a run folder, '{BEST}' or '{LAST}'."
         )
-    return BOX
+    return path
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -213,7 +222,7 @@ def read_teacher(named: str) -> tuple[Checkpoint, NDArray[np.int64]]:
     Raises:
         UserError: when it cannot be read, or does not say what it has seen.
     """
-    if named in (BEST, LAST):
+    if named in (BEST, LAST, SMALL):
         raise UserError(f"--model.teachers {named}: name a file or a run folder, which stays the same.")
     try:
         checkpoint = read_checkpoint(find_checkpoint(named, Path()))

@@ -131,7 +131,8 @@ def _app(options: list[str]) -> int:
     parser.add_argument(
         "--ckpt_path",
         metavar="FILE",
-        help=".onnx or .safetensors file, checkpoint, run folder, best or last (default: the network that comes along)",
+        help=".onnx or .safetensors file, checkpoint, run folder, best, last, or small: the small network that comes "
+        "along (default: the other one that does)",
     )
     parser.add_argument("--port", type=int, default=8501, metavar="N", help="port to listen on (default: 8501)")
     parser.add_argument(
@@ -206,7 +207,8 @@ def _export(options: list[str]) -> int:
     parser.add_argument(
         "--ckpt_path",
         metavar="FILE",
-        help="checkpoint, run folder, best or last (default: the network that comes with this project)",
+        help="checkpoint, run folder, best, last, or small: the small network that comes with this project (default: "
+        "the other one that does)",
     )
     parser.add_argument("--output", metavar="FILE", required=True, help="the .onnx or .safetensors file to write")
     parser.add_argument("--images", metavar="FOLDER", help="faces to compare the answers by (default: drawn cards)")

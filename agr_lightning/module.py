@@ -65,8 +65,7 @@ class AGRModule(lightning.LightningModule):
         weight_decay: on all weights but biases and normalisation; null for 0.05, or what another optimizer's arguments
             say.
         dropout: probability of dropping a feature before the heads.
-        mirror: in evaluation, average what is found in an image and in its mirror image: a little better, at twice the
-            time.
+        mirror: in evaluation, average the answers for an image and for its mirror image: better, at twice the time.
         backbone_learning_rate: another learning rate for the backbone; null for that of the heads.
         freeze_epochs: keep the backbone as it is for so many epochs, while the heads learn.
         optimizer: another optimizer than AdamW, by class path.
@@ -254,8 +253,7 @@ class AGRModule(lightning.LightningModule):
         if self._trainer is not None and self._trainer.state.fn == "fit":  # there is none under load_from_checkpoint
             self._resumed = checkpoint
             state["loss.race_weights"] = self.loss.race_weights.clone()  # what the options say now
-        else:
-            # They are about training: one that averages weights would put those of the last step in.
+        else:  # one that averages weights would put those of the last step in
             checkpoint.pop("callbacks", None)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -272,8 +270,7 @@ class AGRModule(lightning.LightningModule):
         if self._calibrating():
             self.network.calibration.reset()
 
-    def on_test_epoch_start(self) -> None:
-        self.table.reset()
+    on_test_epoch_start = on_validation_epoch_start  # which calibrates in fit alone
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")

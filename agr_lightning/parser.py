@@ -23,8 +23,9 @@ DESCRIPTIONS = {
 
 OPTION_HELP = {
     "ckpt_path": "checkpoint to load: a file, a run folder (for its best), 'best' or 'last' of the newest run in "
-    "lightning_logs, or an exported file. fit goes on training from it, in its own folder; test and predict take the "
-    "network that comes with this project where none is named. Its model and data options become the defaults.",
+    "lightning_logs, an exported file, or 'small' for the small network that comes with this project. fit goes on "
+    "training from it, in its own folder; test and predict take the other network that comes along where none is "
+    "named. Its model and data options become the defaults.",
     "weights_only": "kept for Lightning: a checkpoint that holds more than weights and plain values is refused anyway.",
     "verbose": "print Lightning's own table of figures as well.",
     "return_predictions": "kept for Lightning; predictions go to predictions.csv.",

@@ -23,8 +23,8 @@ _SHARED: dict[str, tuple[Any, object, str]] = {
     "ckpt_path": (
         str | None,
         None,
-        "an exported .onnx or .safetensors file, a checkpoint, a run folder, 'best' or 'last'; the network that comes "
-        "with this project where none is named.",
+        "an exported .onnx or .safetensors file, a checkpoint, a run folder, 'best' or 'last', or 'small' for "
+        "the small network that comes with this project; the other one that comes along where none is named.",
     ),
     "data.batch_size": (int, 64, "faces that are computed at once."),
     "trainer.default_root_dir": (str, ".", "the folder that holds lightning_logs."),

@@ -19,9 +19,15 @@ PREDICTIONS_FILES = {"csv": "predictions.csv", "jsonl": "predictions.jsonl"}
 REPORT_FILE = "report.html"
 CARD_FILE = "MODEL_CARD.md"
 
-# Exported networks: how their files end, and what stands for the one that comes with this project.
+# Exported networks: how their files end.
 PACKED_SUFFIX, ONNX_SUFFIX = ".safetensors", ".onnx"
-IN_THE_BOX = "the network that comes with this project"
+
+# What the networks that come with this project are called; by how --ckpt_path names them, or does not.
+SMALL = "small"
+IN_THE_BOX = {
+    None: "the network that comes with this project",
+    SMALL: "the small network that comes with this project",
+}
 
 
 def run_name(run: Path) -> str:

@@ -37,7 +37,6 @@ from agr_lightning.parser import DESCRIPTIONS, OPTION_HELP
 from agr_lightning.run_files import (
     CHECKPOINTS_FOLDER,
     CONFIG_FILE,
-    IN_THE_BOX,
     RESULTS_FILE,
     RUNS_FOLDER,
     reserve_run,
@@ -107,9 +106,8 @@ class AGRCommandLine(LightningCLI):
                     f"--ckpt_path {self.checkpoint.path} holds weights, but no run to go on with: start a new one from "
                     "them with --model.weights."
                 )
-            # As it is saved: the weights in the box stay unnamed.
-            path = None if self.checkpoint.in_the_box else str(self.checkpoint.path)
-            self.config[self.command].ckpt_path = path
+            # As it is saved: networks that come along keep the names of their roles.
+            self.config[self.command].ckpt_path = self.checkpoint.named
             check_fit_together(self.checkpoint, self.config[self.command])
         elif self.command != "fit":
             raise UserError(
@@ -119,7 +117,7 @@ class AGRCommandLine(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         held = self.checkpoint
         if held is not None and held.seen is not None:
-            self.model.take(held.state, held.epoch, IN_THE_BOX if held.in_the_box else held.path)
+            self.model.take(held.state, held.epoch, held.called if held.in_the_box else held.path)
             self.datamodule.leave_out(held.seen)
         elif self.command == "fit":
             self._prepare_sources()
@@ -204,7 +202,7 @@ class AGRCommandLine(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         if self.checkpoint is not None:
             held = self.checkpoint
-            _log.info(f"Checkpoint   {IN_THE_BOX if held.in_the_box else _short(held.path)}")
+            _log.info(f"Checkpoint   {held.called if held.in_the_box else _short(held.path)}")
         try:
             super()._run_subcommand(subcommand)
         except SystemExit:  # Lightning's answer to Ctrl-C

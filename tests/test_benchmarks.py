@@ -14,6 +14,7 @@ SMALLEST = {
     "test_overhead": ("--images", "400", "--repeats", "1"),
     "predict": ("--images", "100", "--many", "200", "--repeats", "1"),
     "crop_sensitivity": ("--images", "20", "--finder_images", "3"),
+    "exported": ("--images", "20"),
     "startup": ("--images", "100", "--repeats", "1"),
     "memory": ("--sizes", "100", "--steps", "2"),
     "time_to_accuracy": ("--seeds", "1"),
@@ -22,7 +23,7 @@ SMALLEST = {
 
 
 def test_every_benchmark_is_tried() -> None:
-    assert {script.stem for script in BENCHMARKS.glob("*.py")} - {"measure"} == set(SMALLEST)
+    assert {script.stem for script in BENCHMARKS.glob("*.py")} - {"measure", "score"} == set(SMALLEST)
 
 
 @pytest.mark.slow
@@ -33,7 +34,7 @@ def test_a_benchmark_prints_its_table(name: str, cards: Path, tmp_path: Path) ->
         config = tmp_path / "short.yaml"
         config.write_text("{data: {image_size: 32, num_workers: 0}, trainer: {max_epochs: 1, accelerator: cpu}}")
         options = (*options, "--root", str(cards), "--config", str(config))
-    if name == "crop_sensitivity":
+    if name in ("crop_sensitivity", "exported"):
         options = (*options, "--root", str(cards))
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *options]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600)

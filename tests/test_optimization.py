@@ -75,8 +75,10 @@ def test_random_weights_are_not_frozen() -> None:
 # ---------------------------------------------------------------------- averaged weights
 
 
-def test_averaged_weights_are_measured_saved_and_tested(run: Run, here: Path) -> None:
+@pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
+def test_averaged_weights_are_measured_saved_and_tested(run: Run, here: Path, weighting: str) -> None:
     options = ("--trainer.callbacks", "EMAWeightAveraging", "--trainer.callbacks.decay", "0.9")
+    options += ("--model.loss_weighting", weighting)
     code, _, err = run("fit", *FAST, "--data.synthetic", "120", "--trainer.max_epochs", "2", *options)
     assert code == 0, err
     best = _checkpoint("best")

@@ -117,18 +117,20 @@ def test_training_can_start_from_it(packed: Path, here: Path, run: Run) -> None:
     assert "loaded the backbone and the heads for age, gender, race\n" in out
 
 
-def test_the_weights_in_the_box_are_used_where_none_are_named(
-    packed: Path, cards: Path, here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("role", BOX)
+def test_the_weights_in_the_box_are_used_where_no_others_are_named(
+    packed: Path, cards: Path, here: Path, run: Run, monkeypatch: pytest.MonkeyPatch, role: str | None
 ) -> None:
-    monkeypatch.setattr("agr_lightning.checkpoints.BOX", packed)
-    for number, (options, named) in enumerate([((), "Network"), (("--trainer.accelerator=cpu",), "Checkpoint")], 1):
-        code, out, err = run("predict", "--data.predict_path", str(cards), "--faces=none", *QUIET, *options)
+    monkeypatch.setitem(BOX, role, packed)
+    named = () if role is None else ("--ckpt_path", role)
+    for number, (options, what) in enumerate([((), "Network"), (("--trainer.accelerator=cpu",), "Checkpoint")], 1):
+        code, out, err = run("predict", "--data.predict_path", str(cards), "--faces=none", *QUIET, *named, *options)
         assert code == 0, err
-        assert f"{named:10}   the network that comes with this project" in out
+        assert f"{what:10}   the {role or ''} network that comes with this project".replace("  n", " n") in out
         assert len(_rows(here / "lightning_logs" / f"version_{number}")) == 120
-    monkeypatch.setattr("agr_lightning.checkpoints.BOX", here / "trimmed.safetensors")
-    code, _, err = run("predict", "--data.predict_path", str(cards), *QUIET)
-    assert code == 1 and "this installation has no trained weights" in err and err.count("\n") == 1
+    monkeypatch.setitem(BOX, role, here / "trimmed.safetensors")
+    code, _, err = run("predict", "--data.predict_path", str(cards), *QUIET, *named)
+    assert code == 1 and "this installation lacks trained weights" in err and err.count("\n") == 1
 
 
 def test_files_that_are_something_else(packed: Path, here: Path, run: Run) -> None:
@@ -243,10 +245,12 @@ def test_exports_that_cannot_be(packed: Path, here: Path, run: Run) -> None:
 
 
 @pytest.mark.real_data
-def test_the_weights_in_the_box_are_as_good_as_they_say(utkface: Path, here: Path, run: Run) -> None:
-    code, out, err = run("test", "--data.test_root", str(utkface), "--data.num_workers", "0", *QUIET)
+@pytest.mark.parametrize("role", BOX)
+def test_the_weights_in_the_box_are_as_good_as_they_say(utkface: Path, here: Path, run: Run, role: str | None) -> None:
+    named = () if role is None else ("--ckpt_path", role)
+    code, out, err = run("test", *named, "--data.test_root", str(utkface), "--data.num_workers", "0", *QUIET)
     assert code == 0, err
-    said = json.loads(BOX.with_name("agr.results.json").read_text())
+    said = json.loads(BOX[role].with_suffix(".results.json").read_text())
     found = _results(here / "lightning_logs" / "version_0")
     # All that they have not seen, which is the test set that their figures are of.
     assert "test images left out, because these weights have seen them" in out
@@ -257,7 +261,10 @@ def test_the_weights_in_the_box_are_as_good_as_they_say(utkface: Path, here: Pat
 
 
 def test_the_box_is_complete_and_small() -> None:
-    files = {path.name for path in BOX.parent.iterdir()}
-    assert {"agr.safetensors", "agr.results.json", "agr.MODEL_CARD.md", "README.md"} <= files
-    assert sum(path.stat().st_size for path in BOX.parent.iterdir()) < 12e6
-    assert set(read_packed(BOX, "the box").model["tasks"]) == set(TASKS)
+    folder = BOX[None].parent
+    about = {path.with_suffix(suffix) for path in BOX.values() for suffix in (".results.json", ".MODEL_CARD.md")}
+    assert set(folder.iterdir()) == {folder / "README.md", *BOX.values(), *about}
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 12e6
+    assert BOX["small"].stat().st_size < 3e6
+    for path in BOX.values():
+        assert set(read_packed(path, "the box").model["tasks"]) == set(TASKS)

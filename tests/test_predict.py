@@ -399,7 +399,7 @@ def test_found_faces_are_as_good_as_the_crops(utkface: Path) -> None:
     from agr_lightning.files import name_digests
     from agr_lightning.models.packed import read_packed
 
-    seen = set(read_packed(BOX, "").seen.tolist())
+    seen = set(read_packed(BOX[None], "").seen.tolist())
     files = sorted(file for file in utkface.rglob("*.jpg") if not {*name_digests([file.name]).tolist()} & seen)
     random = np.random.default_rng(0)
     crops, pictures, ages = [], [], []

@@ -82,7 +82,7 @@ def _on_its_own_list(folder: Path, trained: Path, options: dict[str, Any]) -> bo
 
 def is_exported(checkpoint: object) -> bool:
     """Whether results are of an exported file, which keeps what it has seen out of its tests."""
-    return str(checkpoint).endswith(PACKED_SUFFIX) or checkpoint == IN_THE_BOX
+    return str(checkpoint).endswith(PACKED_SUFFIX) or checkpoint in IN_THE_BOX.values()
 
 
 def _options(folder: Path) -> dict[str, Any]:
@@ -222,6 +222,9 @@ def _loss(learning: dict[str, Any]) -> str:
         text += f"; label smoothing {learning['label_smoothing']}"
     if learning.get("race_class_weights", "none") != "none":
         text += f"; race classes weighed: {learning['race_class_weights']}"
+    teachers = [_name(teacher) for teacher in learning.get("teachers") or []]
+    if teachers:
+        text += f"; {learning['teaching']:.0%} of it is about the answers of {' and '.join(teachers)}"
     return text
 
 

@@ -41,8 +41,8 @@ class Predictor:
         """Reads a trained network, without running any code that is in its file.
 
         Args:
-            path: an exported .onnx or .safetensors file, a checkpoint, a run folder, ``best`` or ``last``; None for
-                the network that comes with this project.
+            path: an exported .onnx or .safetensors file, a checkpoint, a run folder, ``best`` or ``last``; ``small``
+                for the small network that comes with this project, None for the other.
             root: the folder whose ``lightning_logs`` is meant by ``best`` and ``last``.
 
         Raises:
