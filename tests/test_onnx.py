@@ -82,6 +82,21 @@ def test_weights_in_16_bits(trained: Path, cards: Path, here: Path, run: Run) ->
         assert one.age == pytest.approx(other.age, abs=0.1)
 
 
+def test_ages_that_rounding_moves_into_the_next_bin_have_its_interval(trained: Path, cards: Path, here: Path) -> None:
+    faces = [read_rgb(path) for path in sorted(cards.iterdir())[:8]]
+    content = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    weights = content["state_dict"]
+    place = "network.calibration.age_edges"
+    weights[place][:8] = torch.tensor(sorted(answer.age or 0.0 for answer in Predictor.load(trained)(faces)))
+    weights[place][8] = torch.inf
+    weights["network.calibration.age_low"] = -10.0 - torch.arange(10.0)
+    weights["network.calibration.age_high"] = torch.full((10,), 10.0)
+    torch.save(content, "edges.ckpt")
+    onnx_export.write_onnx(here / "edges.onnx", read_checkpoint(here / "edges.ckpt"), faces, half=True)
+    low = [[answer.age_low for answer in Predictor.load(f"edges.{kind}")(faces)] for kind in ("ckpt", "onnx")]
+    assert np.abs(np.subtract(*low)).max() > 0.5  # some did move
+
+
 def test_the_box_is_exported_where_no_checkpoint_is_named(here: Path, run: Run) -> None:
     code, out, err = run("export", "--output", "faces.onnx")
     assert code == 0 and out.startswith("faces.onnx: 14.1 MB, agr_cnn"), err
