@@ -165,9 +165,11 @@ def test_checkpoints_that_are_none(run: Run, here: Path, trained: Path) -> None:
     best = trained / "checkpoints" / "best.ckpt"
     (here / "cut.ckpt").write_bytes(best.read_bytes()[:100_000])
     (here / "text.ckpt").write_text("hello")
+    (here / "list.ckpt").write_text("/photos/a.jpg\n")
     torch.save({"state_dict": {}}, here / "other.ckpt")
-    for name, message in (("cut", "damaged or cut short"), ("text", "not a checkpoint"), ("other", "not a checkpoint")):
+    for name in ("cut", "text", "list", "other"):
         code, _, err = run("test", "--ckpt_path", f"{name}.ckpt")
+        message = "damaged or cut short" if name == "cut" else "not a checkpoint"
         assert code == 1 and message in err and len(err.splitlines()) == 1
     for options in (("--model.tasks", "[age]"), ("--model.backbone", "resnet18")):
         code, _, err = run("test", "--ckpt_path", str(best), *options)

@@ -1,4 +1,6 @@
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,20 @@ def test_exif_orientation_is_applied() -> None:
     rgb = decode_rgb(_encode(PHOTO, "JPEG", exif=exif))
     assert rgb.shape == (40, 30, 3)
     assert rgb[0, :, 0].mean() < 40 < rgb[-1, :, 0].mean()
+
+
+def test_a_bomb_is_refused_without_a_warning_of_pillow_s(tmp_path: Path) -> None:
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "bomb.png")
+    code = """
+import sys
+from agr_lightning.data.images import ImageError, read_rgb
+try:
+    read_rgb(sys.argv[1])
+except ImageError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "bomb.png"], capture_output=True, text=True)
+    assert done.stdout == "12000x12000 pixels, more than 100 million\n" and not done.stderr
 
 
 def test_takes_the_first_frame_of_an_animation() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import stat
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -24,8 +25,9 @@ _STRIP = 4_000_000
 # What is decoded, whatever a file is called; other plugins of Pillow start other programs, Ghostscript for one.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "HEIF")
 
-# What is larger is refused below, in words.
+# What is larger is refused below, in words, without a warning before.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 # EXIF's tag for how to turn a photo.
 _ORIENTATION = 0x0112

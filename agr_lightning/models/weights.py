@@ -80,7 +80,9 @@ def read_torch_file(path: Path, option: str) -> dict[str, object]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle and zip readers raise anything for a damaged file
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        with path.open("rb") as file:
+            may_be_one = file.read(1) in (b"P", b"\x80")  # how a zip file and a pickle begin
+        if may_be_one and ("Unsupported" in str(error) or "GLOBAL" in str(error)):
             raise UserError(
                 f"{option} {path} is refused: it holds more than weights and plain values, "
                 "and loading it could run code."
