@@ -75,11 +75,11 @@ def _show(photo: ReadPhoto, answers: list[Answer]) -> None:
         return
     faces = "one face" if len(answers) == 1 else f"{len(answers)} faces, the largest first"
     st.caption(f"Found {faces}; the age with the interval that holds 80 % of labels.")
-    st.table([_described(number, answer) for number, answer in enumerate(answers, 1)])
+    st.table([_described(face, answer) for face, answer in enumerate(answers)])
 
 
-def _described(number: int, answer: Answer) -> dict[str, str]:
-    cells = {"Face": str(number)}
+def _described(face: int, answer: Answer) -> dict[str, str]:
+    cells = {"Face": f"#{face}"}
     if answer.age is not None:
         interval = "" if answer.age_low is None else f" ({answer.age_low:.0f} to {answer.age_high:.0f})"
         cells["Age"] = f"{answer.age:.0f} years{interval}"

@@ -87,8 +87,8 @@ def test_a_photo_with_two_faces(page: Any, tmp_path: Path) -> None:
     table.locator("tbody tr").nth(1).wait_for()
     cells = table.locator("tbody tr").all_inner_texts()
     assert len(cells) == 2 and table.locator("th", has_text="Race").count() == 1
-    for number, row in enumerate(cells, 1):
-        found = re.match(rf"{number}\s+(\d+) years \((\d+) to (\d+)\)\s+(male|female) \d+%", row)
+    for face, row in enumerate(cells):
+        found = re.match(rf"#{face}\s+(\d+) years \((\d+) to (\d+)\)\s+(male|female) \d+%", row)
         assert found, row
         assert int(found[2]) <= int(found[1]) <= int(found[3])
     with page.expect_download() as download:

@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 from agr_lightning.errors import UserError
-from agr_lightning.inference import photo_reader
+from agr_lightning.inference import annotate, photo_reader
 from agr_lightning.inference.annotate import label
 from agr_lightning.inference.answers import Answer
 from agr_lightning.inference.photo_batches import photo_batches
-from agr_lightning.inference.photo_reader import PhotoReader, ReadingOptions
+from agr_lightning.inference.photo_reader import PhotoReader, ReadingOptions, ReadPhoto
 from agr_lightning.inference.predictions import COLUMNS
 from agr_lightning.inference.predictor import Predictor
 from agr_lightning.predict_cli import needs_trainer
@@ -118,6 +118,17 @@ def test_labels() -> None:
     assert label(whole) == "34 (28-40)  female 98%  white 50%"
     assert label(whole.without("race")) == "34 (28-40)  female 98%"
     assert label(Answer(8.0, None, None, None, None)) == "8"
+
+
+def test_several_faces_are_numbered_as_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = Answer(8.0, None, None, None, None)
+    texts: list[str] = []
+    monkeypatch.setattr(annotate, "label", lambda *given: texts.append(label(*given)) or "")
+    boxes = [(40, 100, 220, 220), (330, 40, 380, 380)]
+    for count in (1, 2):
+        crops = np.zeros((count, 32, 32, 3), np.uint8)
+        annotate.draw(ReadPhoto(Path(), crops, boxes[:count], shown=draw_photo()), [answer] * count)
+    assert texts == ["8", "#0  8", "#1  8"]
 
 
 def test_a_list_of_paths(photos: Path, here: Path, run: Run) -> None:

@@ -16,17 +16,17 @@ _INK, _PAPER = "#10243e", "#ffd23f"
 
 
 def draw(photo: ReadPhoto, answers: Sequence[Answer]) -> Image.Image:
-    """The kept picture of a photo, with boxes and labels."""
+    """The kept picture of a photo, with boxes and labels; several faces have their numbers, as in predictions.csv."""
     assert photo.shown is not None
     image = Image.fromarray(photo.shown)
     canvas = ImageDraw.Draw(image)
     text_size = max(12, round(max(image.size) / 50))
     font = ImageFont.load_default(text_size)
     line = max(2, text_size // 7)
-    for (x, y, width, height), answer in zip(photo.boxes, answers, strict=True):
+    for face, ((x, y, width, height), answer) in enumerate(zip(photo.boxes, answers, strict=True)):
         left, top, right, bottom = (round(value * photo.shrunk) for value in (x, y, x + width, y + height))
         canvas.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=_PAPER, width=line)
-        text = label(answer)
+        text = label(answer, face if len(answers) > 1 else None)
         _, _, reach, depth = canvas.textbbox((0, 0), text, font)
         # Above the face, or inside where there is no room; never beyond the right edge.
         left = max(0, min(left, image.width - int(reach) - 2 * line))
@@ -37,9 +37,9 @@ def draw(photo: ReadPhoto, answers: Sequence[Answer]) -> Image.Image:
     return image
 
 
-def label(answer: Answer) -> str:
-    """An answer in a line: years with their interval, and the likeliest classes."""
-    parts = []
+def label(answer: Answer, face: int | None = None) -> str:
+    """An answer in a line: the face's number, years with their interval, and the likeliest classes."""
+    parts = [] if face is None else [f"#{face}"]
     if answer.age is not None:
         interval = "" if answer.age_low is None else f" ({answer.age_low:.0f}-{answer.age_high:.0f})"
         parts.append(f"{answer.age:.0f}{interval}")
