@@ -95,8 +95,8 @@ def test_shares_that_cannot_be(share: float) -> None:
 def test_a_short_training_gains_from_a_teacher_alone(trained: Path, here: Path, run: Run) -> None:
     """Without any weight on the labels, all that is learnt comes from the teacher."""
     fit = ("fit", *SMALL, "--trainer.max_epochs", "8", "--data.augmentation", "none", "--model.teaching", "1")
-    code, _, err = run(*fit, "--model.teachers", f"[{trained}]")
-    assert code == 0, err
+    code, out, err = run(*fit, "--model.teachers", f"[{trained}]")
+    assert code == 0 and f"learns from {trained} beside the labels" in out, err
     results = json.loads((here / "lightning_logs" / "version_0" / "results.json").read_text())
     assert results["metrics"]["gender_acc"] > 0.9 and results["metrics"]["age_mae"] < 15
     checkpoint = here / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"

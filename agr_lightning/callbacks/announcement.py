@@ -27,7 +27,7 @@ class Announcement(lightning.Callback):
             f"{pl_module.device.type} x {trainer.world_size}, precision {trainer.precision}"
         )
         if pl_module.teachers is not None:
-            _log.info(f"learns from {len(pl_module.hparams['teachers'])} trained networks beside the labels")
+            _log.info(f"learns from {', '.join(pl_module.hparams['teachers'])} beside the labels")
 
 
 def _has_bfloat16_units() -> bool:
