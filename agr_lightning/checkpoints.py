@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agr_lightning.errors import UserError
-from agr_lightning.files import Json, name_digests, user_path
+from agr_lightning.files import Json, name_digests, named_files, user_path
 from agr_lightning.models.network import AGRNetwork, network_options
 from agr_lightning.models.packed import OF_MODEL, read_packed, seen_by
 from agr_lightning.models.weights import NETWORK_PREFIX, read_torch_file
@@ -188,8 +188,8 @@ def seen_images(checkpoint: Checkpoint) -> NDArray[np.int64]:
         )
     texts = ((lists / name).read_text("utf-8", "surrogateescape") for name in _SEEN_LISTS)
     seen = [name_digests(line for text in texts for line in text.splitlines())]
-    start, teachers = checkpoint.model.get("weights"), cast(list[str], checkpoint.model.get("teachers", []))
-    sources = [] if start is None else [str(start)]
+    sources = named_files(cast(list[str] | str | None, checkpoint.model.get("weights")))
+    teachers = cast(list[str], checkpoint.model.get("teachers", []))
     for source in (*sources, *teachers):
         if not user_path(source).exists():
             raise UserError(

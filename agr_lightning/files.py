@@ -32,6 +32,11 @@ def user_path(text: str) -> Path:
         raise UserError(f"{text}: nobody here has such a home folder.") from None
 
 
+def named_files(option: str | list[str] | None) -> list[str]:
+    """The files that an option names which takes none, one or several."""
+    return [option] if isinstance(option, str) else list(option or [])
+
+
 def check_readable(path: Path, option: str) -> None:
     """Raises UserError, with the option that named it, for a file that is missing or cannot be read."""
     if not path.is_file():

@@ -48,7 +48,7 @@ class AGRModule(lightning.LightningModule):
         backbone: name of the shared feature extractor.
         pretrained: start the backbone from torchvision's ImageNet weights.
         weights: file to start from: a checkpoint of this project, or a state dict of the network or of its
-            backbone; null for random weights.
+            backbone; of a list of files the mean; null for random weights.
         teachers: trained networks, each an exported file, a checkpoint or a run folder, whose answers are learned
             beside the labels.
         teaching: share of the training loss that is about the teachers' answers, where there are teachers.
@@ -84,7 +84,7 @@ class AGRModule(lightning.LightningModule):
         self,
         backbone: BackboneName = "agr_cnn",
         pretrained: bool = False,
-        weights: str | None = None,
+        weights: list[str] | str | None = None,
         teachers: list[str] = [],  # noqa: B006 (never changed)
         teaching: float = DEFAULT_TEACHING,
         tasks: list[Task] = list(TASKS),  # noqa: B006 (never changed; the command line shows it)

@@ -29,6 +29,7 @@ from agr_lightning.checkpoints import (
     seen_by_start,
 )
 from agr_lightning.errors import UserError
+from agr_lightning.files import named_files
 from agr_lightning.inference.photo_reader import ReadingOptions
 from agr_lightning.inference.predict import OutputOptions
 from agr_lightning.models.teaching import DEFAULT_TEACHING, Teachers
@@ -161,7 +162,7 @@ class AGRCommandLine(LightningCLI):
     def _prepare_sources(self) -> None:
         """Reads the networks that this one learns from; nothing is tested on what they have seen."""
         options = self.model.hparams
-        seen = [] if options.weights is None else [seen_by_start(options.weights)]
+        seen = [seen_by_start(file) for file in named_files(options.weights)]
         teachers = [read_teacher(named) for named in options.teachers]
         if teachers:
             networks = [teacher.network() for teacher, _ in teachers]

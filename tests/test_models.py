@@ -303,6 +303,24 @@ def test_safetensors_are_taken_and_damaged_ones_refused(tmp_path: Path) -> None:
         load_weights(network, tmp_path / "gone.safetensors")
 
 
+def test_of_several_files_the_mean_is_taken(tmp_path: Path) -> None:
+    sources = [AGRNetwork(tasks=("age", "race")) for _ in range(3)]
+    for number, source in enumerate(sources):
+        source.backbone(torch.rand(4, 3, 64, 64))  # which moves the batch statistics and counts the batch
+        torch.save(source.state_dict(), tmp_path / f"{number}.pth")
+    network = AGRNetwork(tasks=("age", "race"))
+    said = load_weights(network, *(tmp_path / f"{number}.pth" for number in range(3)))
+    assert "2.pth: loaded the backbone and the heads for age, race" in said
+    for name, value in network.state_dict().items():
+        if not name.startswith("calibration."):
+            states = [source.state_dict()[name] for source in sources]
+            mean = torch.stack([state.double() for state in states]).mean(0)
+            assert value.dtype == states[0].dtype and torch.allclose(value.double(), mean, atol=1e-6), name
+    torch.save(AGRNetwork(tasks=("age",)).state_dict(), tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"0\.pth and .*other\.pth are not of one network: they have no mean\."):
+        load_weights(network, tmp_path / "0.pth", tmp_path / "other.pth")
+
+
 def test_a_network_s_state_dict_is_taken_with_the_heads_that_fit(tmp_path: Path) -> None:
     source = AGRNetwork(tasks=("age", "race"))
     torch.save(source.state_dict(), tmp_path / "net.pth")

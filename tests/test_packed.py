@@ -5,9 +5,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -16,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from agr_lightning.checkpoints import BOX
 from agr_lightning.files import name_digests
 from agr_lightning.labels import TASKS
-from agr_lightning.models.packed import read_packed
+from agr_lightning.models.packed import read_packed, write_packed
 from tests.conftest import copy_run
 
 Run = Callable[..., tuple[int, str, str]]
@@ -115,6 +117,20 @@ def test_training_can_start_from_it(packed: Path, here: Path, run: Run) -> None:
     code, out, err = run("fit", "--model.weights", str(packed), *options, "--test_after_fit=false", *QUIET)
     assert code == 0, err
     assert "loaded the backbone and the heads for age, gender, race\n" in out
+
+
+def test_training_that_starts_from_a_mean_knows_what_each_has_seen(packed: Path, here: Path, run: Run) -> None:
+    found = read_packed(packed, "")
+    write_packed(here / "other.safetensors", replace(found, seen=np.array([1, 2])))
+    options = ("--data.synthetic=120", "--data.seed=3", "--data.image_size=48", "--trainer.max_steps=1")
+    mean = ("--model.weights", f"[{packed}, other.safetensors]", "--data.num_workers=0", "--test_after_fit=false")
+    code, out, err = run("fit", *mean, *options, *QUIET)
+    assert code == 0 and "other.safetensors: loaded the backbone and the heads for age, gender, race\n" in out, err
+    newest = str(max((here / "lightning_logs").glob("version_*")))
+    assert run("export", "--ckpt_path", newest, "--output", "next.safetensors")[0] == 0
+    assert {1, 2, *found.seen.tolist()} < set(read_packed(here / "next.safetensors", "").seen.tolist())
+    code, _, err = run("fit", "--config", f"{newest}/config.yaml", *QUIET)
+    assert code == 0, err
 
 
 @pytest.mark.parametrize("role", BOX)

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from agr_lightning.evaluation.curves import Curve, read_curves
+from agr_lightning.files import named_files
 from agr_lightning.run_files import (
     CONFIG_FILE,
     FIGURES_FOLDER,
@@ -178,8 +179,9 @@ def _training_set(data: dict[str, Any], images: dict[str, int]) -> str:
 
 
 def _start(learning: dict[str, Any]) -> str:
-    if learning.get("weights"):
-        return f"weights from {_name(learning['weights'])}"
+    files = named_files(learning.get("weights"))
+    if files:
+        return ("the mean of the weights" if len(files) > 1 else "weights") + f" from {', '.join(map(_name, files))}"
     return "torchvision's ImageNet weights" if learning.get("pretrained") else "random weights"
 
 

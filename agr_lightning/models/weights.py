@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from agr_lightning.errors import UserError
-from agr_lightning.files import check_readable, user_path
+from agr_lightning.files import check_readable, named_files, user_path
 from agr_lightning.labels import TASKS
 from agr_lightning.models.backbones import IMAGENET_WEIGHTS, BackboneName
 from agr_lightning.models.network import AGRNetwork
@@ -30,16 +30,18 @@ class Start:
     Args:
         backbone: a name from ``BACKBONES``.
         pretrained: whether to start from torchvision's ImageNet weights.
-        weights: file to start from; None for random weights.
+        weights: a file to start from, or files of which the mean is taken; None for random weights.
 
     Raises:
         UserError: when both are asked for.
     """
 
-    def __init__(self, backbone: BackboneName, pretrained: bool, weights: str | None) -> None:
-        if pretrained and weights is not None:
-            raise UserError(f"--model.pretrained true and --model.weights {weights} exclude each other.")
-        self._backbone, self._pretrained, self._weights = backbone, pretrained, weights
+    def __init__(self, backbone: BackboneName, pretrained: bool, weights: list[str] | str | None) -> None:
+        named = named_files(weights)
+        if pretrained and named:
+            raise UserError(f"--model.pretrained true and --model.weights {', '.join(named)} exclude each other.")
+        self._backbone, self._pretrained = backbone, pretrained
+        self._weights = [user_path(name) for name in named]
         self._loaded = False
 
     def fetch(self) -> None:
@@ -59,8 +61,8 @@ class Start:
         """
         if self._loaded:
             return
-        if self._weights is not None:
-            _log.info(load_weights(network, user_path(self._weights)))
+        if self._weights:
+            _log.info(load_weights(network, *self._weights))
         elif self._pretrained:
             _log.info(load_imagenet(network, self._backbone))
         self._loaded = True
@@ -93,21 +95,37 @@ def read_torch_file(path: Path, option: str) -> dict[str, object]:
     return content
 
 
-def load_weights(network: AGRNetwork, path: Path) -> str:
+def load_weights(network: AGRNetwork, *paths: Path) -> str:
     """Loads a checkpoint of this project, or a state dict of ``AGRNetwork`` or of its backbone alone.
 
+    Of several files the mean is loaded: better than each where they are what different trainings made of the same
+    starting weights, and worse than nothing where they are not (Wortsman et al., "Model soups", 2022).
+
     Args:
-        network: gets the weights; heads that the file lacks keep theirs.
-        path: the file: what ``torch.save`` wrote, or safetensors by its ending.
+        network: gets the weights; heads that the files lack keep theirs.
+        *paths: the files: what ``torch.save`` wrote, or safetensors by its ending.
 
     Returns:
         A sentence that says what was loaded, and what was left out and why.
 
     Raises:
-        UserError: when the file cannot be read, or is not of this backbone.
+        UserError: when a file cannot be read, or is not of this backbone, or not of the same network as the others.
     """
-    read = _read_safetensors if path.suffix == PACKED_SUFFIX else read_torch_file
-    return _load_state(network, read(path, "--model.weights"), f"--model.weights {path}")
+    states = [_tensors(_read(path)) for path in paths]
+    shapes = [{name: value.shape for name, value in state.items()} for state in states]
+    for path, there in zip(paths, shapes, strict=True):
+        if there != shapes[0]:
+            raise UserError(f"--model.weights {paths[0]} and {path} are not of one network: they have no mean.")
+    mean = {
+        name: torch.stack([state[name].float() for state in states]).mean(0).to(value.dtype)
+        for name, value in states[0].items()
+    }
+    source = f"--model.weights {', '.join(map(str, paths))}"
+    return _load_state(network, states[0] if len(states) == 1 else mean, source)
+
+
+def _read(path: Path) -> dict[str, object]:
+    return (_read_safetensors if path.suffix == PACKED_SUFFIX else read_torch_file)(path, "--model.weights")
 
 
 def _read_safetensors(path: Path, option: str) -> dict[str, object]:
@@ -144,10 +162,11 @@ def fetch_imagenet(backbone: BackboneName) -> dict[str, object]:
 
 def load_imagenet(network: AGRNetwork, backbone: BackboneName) -> str:
     """Loads torchvision's ImageNet weights into the backbone; returns a sentence on what was loaded."""
-    return _load_state(network, fetch_imagenet(backbone), "ImageNet weights")
+    return _load_state(network, _tensors(fetch_imagenet(backbone)), "ImageNet weights")
 
 
-def _load_state(network: AGRNetwork, content: dict[str, object], source: str) -> str:
+def _tensors(content: dict[str, object]) -> dict[str, Tensor]:
+    """What of a file are weights, by the names that ``AGRNetwork`` has for them."""
     state = content["state_dict"] if isinstance(content.get("state_dict"), dict) else content
     assert isinstance(state, dict)
     named = {str(name): value for name, value in state.items()}
@@ -156,10 +175,13 @@ def _load_state(network: AGRNetwork, content: dict[str, object], source: str) ->
             name.removeprefix(NETWORK_PREFIX): value for name, value in named.items() if name.startswith(NETWORK_PREFIX)
         }
     state = {name.removeprefix("module."): value for name, value in named.items()}  # as DataParallel names them
-    target = network.state_dict()
     if not any(name.startswith("backbone.") for name in state):
         state = {f"backbone.{name}": value for name, value in state.items()}
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _load_state(network: AGRNetwork, tensors: dict[str, Tensor], source: str) -> str:
+    target = network.state_dict()
     fitting = {name: value for name, value in tensors.items() if name in target and value.shape == target[name].shape}
     for name in target:
         if name.startswith("backbone.") and name not in fitting and not name.endswith("num_batches_tracked"):
