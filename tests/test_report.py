@@ -174,6 +174,7 @@ def test_what_is_not_known_is_said(here: Path, run: Run) -> None:
     rows = {row[0]: row for row in reversed(page.rows)}
     assert rows["age MAE"][2] == "not known: the network does not predict age"
     assert "| race accuracy | not known: the network does not predict race |" in card
+    assert "| up to 1 epoch, " in card
     assert "Minors" not in card and "None" not in card and "nan" not in card.lower()
 
 

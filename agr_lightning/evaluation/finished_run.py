@@ -208,8 +208,8 @@ def _training(run: FinishedRun, data: dict[str, Any], trainer: dict[str, Any]) -
 
 def _length(trainer: dict[str, Any]) -> str:
     """How long it may train; something else may have ended it before."""
-    limits = [(trainer.get("max_steps"), "steps"), (trainer.get("max_epochs"), "epochs")]
-    found = [f"{limit:,} {unit}" for limit, unit in limits if limit and limit > 0]
+    limits = [(trainer.get("max_steps"), "step"), (trainer.get("max_epochs"), "epoch")]
+    found = [f"{limit:,} {unit}{'s' if limit > 1 else ''}" for limit, unit in limits if limit and limit > 0]
     return f"up to {found[0]}" if found else "no fixed length"
 
 
