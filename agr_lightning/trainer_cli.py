@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from agr_lightning.errors import UserError
 from agr_lightning.files import named_files
 from agr_lightning.inference.photo_reader import ReadingOptions
 from agr_lightning.inference.predict import OutputOptions
+from agr_lightning.labels import MISSING
 from agr_lightning.models.teaching import DEFAULT_TEACHING, Teachers
 from agr_lightning.optimization import NO_END
 from agr_lightning.parser import DESCRIPTIONS, OPTION_HELP
@@ -186,6 +188,11 @@ class AGRCommandLine(LightningCLI):
             raise UserError(
                 "--model.race_class_weights balanced and --data.balance race both make up for rare races: choose one."
             )
+        if "race" in model.tasks and model.teachers is None and (self.datamodule.split["train"].race == MISSING).all():
+            raise UserError(
+                "no training image has a race label, so that nothing is learnt of race: "
+                "leave it out with --model.tasks '[age, gender]'."
+            )
         model.optimization.configure(model, model.network.backbone, total_steps=10, fused=False)
         if self.checkpoint is not None:
             model.start.skip()
@@ -213,8 +220,10 @@ class AGRCommandLine(LightningCLI):
             folder = Path(getattr(self.trainer.logger, "log_dir", None) or ".")
             last = folder / CHECKPOINTS_FOLDER / f"{LAST}.ckpt"
             if subcommand == "fit" and last.is_file():
-                config = _short(folder / CONFIG_FILE)
-                _log.info(f"Go on with   python -m agr_lightning fit --config {config} --ckpt_path {_short(last)}")
+                config = _typed(folder / CONFIG_FILE)
+                _log.info(
+                    f"Go on with   {_prefix()}python -m agr_lightning fit --config {config} --ckpt_path {_typed(last)}"
+                )
             raise KeyboardInterrupt from None
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -243,21 +252,30 @@ class AGRCommandLine(LightningCLI):
         if folder is None:
             return
         _log.info(f"Run folder   {_short(folder)}")
-        # As it has to be typed: what `uv run` started is not on the path without it.
-        prefix = "uv run " if "UV_RUN_RECURSION_DEPTH" in os.environ else ""
-        _log.info(f"Curves       {prefix}tensorboard --logdir {_short(folder.parent)}")
+        prefix = _prefix()
+        _log.info(f"Curves       {prefix}tensorboard --logdir {_typed(folder.parent)}")
         if (folder / RESULTS_FILE).is_file():
-            _log.info(f"Report       {prefix}python -m agr_lightning report {_short(folder)}")
+            _log.info(f"Report       {prefix}python -m agr_lightning report {_typed(folder)}")
         if checkpoint:
             _log.info(f"Checkpoint   {_short(checkpoint)}")
             _log.info(
-                f"Next         {prefix}python -m agr_lightning predict --ckpt_path {_short(checkpoint)} "
+                f"Next         {prefix}python -m agr_lightning predict --ckpt_path {_typed(checkpoint)} "
                 "--data.predict_path FOLDER"
             )
 
 
+def _prefix() -> str:
+    """What a command begins with: what `uv run` started is not on the path without it."""
+    return "uv run " if "UV_RUN_RECURSION_DEPTH" in os.environ else ""
+
+
+def _typed(path: str | Path) -> str:
+    """The path as it has to be typed in a shell."""
+    return shlex.quote(_short(path))
+
+
 def _short(path: str | Path) -> str:
-    """The path as one would type it here."""
+    """The path as seen from here."""
     whole = Path(path).resolve()
     here = Path.cwd().resolve()
     return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)

@@ -5,6 +5,7 @@ import pickle
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,9 @@ from agr_lightning.data.sampling import Draw
 from agr_lightning.data.transforms import Augmentation
 from agr_lightning.errors import UserError
 from agr_lightning.labels import MISSING
-from tests.conftest import columns, save_noise
+from tests.conftest import FAST, columns, save_noise
+
+Run = Callable[..., tuple[int, str, str]]
 
 # ---------------------------------------------------------------------- cards
 
@@ -325,6 +328,21 @@ def test_samples_without_race_reach_the_batch(tmp_path: Path) -> None:
     module = _module(synthetic=0, root=str(tmp_path))
     batch = next(iter(module.train_dataloader()))
     assert (batch.race == MISSING).all() and (batch.gender == 1).all()
+
+
+def test_race_is_not_learnt_where_nobody_has_a_label(tmp_path: Path, here: Path, run: Run) -> None:
+    for i in range(40):
+        save_noise(tmp_path / "a folder" / f"{20 + i}_{i % 2}_2017010900000{i:04}.jpg", i)
+    command = ("fit", *FAST, "--data.root", "a folder", "--trainer.max_epochs", "1")
+    code, _, err = run(*command)
+    assert code == 1 and err == (
+        "error: no training image has a race label, so that nothing is learnt of race: "
+        "leave it out with --model.tasks '[age, gender]'.\n"
+    )
+    assert not (here / "lightning_logs").exists()
+    # What is to be typed next can be typed.
+    code, out, err = run(*command, "--model.tasks", "[age, gender]", "--trainer.default_root_dir", "its runs")
+    assert code == 0 and "--ckpt_path 'its runs/lightning_logs/version_0/checkpoints/best.ckpt' --data" in out, err
 
 
 @pytest.mark.parametrize(
