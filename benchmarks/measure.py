@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import statistics
+import subprocess
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -50,6 +51,13 @@ def per_second(times: Sequence[float], items: int, warm_up: int = 5) -> float:
     """Items a second, from the times at which batches of so many items ended, without the first ones."""
     taken = times[warm_up:]
     return (len(taken) - 1) * items / (taken[-1] - taken[0])
+
+
+def seconds(*arguments: str) -> float:
+    """How long a process of its own takes."""
+    start = time.perf_counter()
+    subprocess.run(arguments, check=True, capture_output=True)
+    return time.perf_counter() - start
 
 
 def quietly(*arguments: str) -> None:

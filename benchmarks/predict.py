@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from measure import in_turns, machine, quietly, repeated, show, silence
+from measure import in_turns, machine, quietly, repeated, seconds, show, silence
 
 from agr_lightning.data.images import read_rgb, resize
 from agr_lightning.inference.onnx_engine import load_onnx
@@ -81,9 +81,9 @@ def _show_rates(count: int, repeats: int) -> None:
 def _show_first_answers(repeats: int) -> None:
     photo = sorted(Path("photos").iterdir())[0]
     sides: dict[str, Callable[[], float]] = {
-        "import torch, one forward pass": lambda: _seconds(sys.executable, "-c", TORCH),
-        "predict, weights of torch": lambda: _seconds(*COMMAND, "--data.predict_path", str(photo)),
-        "predict, ONNX file": lambda: _seconds(*COMMAND, "--data.predict_path", str(photo), "--ckpt_path=faces.onnx"),
+        "import torch, one forward pass": lambda: seconds(sys.executable, "-c", TORCH),
+        "predict, weights of torch": lambda: seconds(*COMMAND, "--data.predict_path", str(photo)),
+        "predict, ONNX file": lambda: seconds(*COMMAND, "--data.predict_path", str(photo), "--ckpt_path=faces.onnx"),
     }
     found = in_turns(sides, repeats)
     base = next(iter(found))
@@ -102,12 +102,6 @@ def _show_memory(chosen: argparse.Namespace) -> None:
         options = ("predict", "--data.predict_path", str(photos), "--ckpt_path=faces.onnx", "--faces=none")
         done = subprocess.run([sys.executable, "-c", PEAK, *options], check=True, capture_output=True, text=True)
         print(f"| {count:,} | {float(done.stdout.splitlines()[-1]):,.0f} |", flush=True)
-
-
-def _seconds(*arguments: str) -> float:
-    start = time.perf_counter()
-    subprocess.run(arguments, check=True, capture_output=True)
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -5,14 +5,12 @@ python benchmarks/startup.py [--root UTKFace] [--images 24000] [--repeats 5]
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from measure import in_turns, machine, repeated
+from measure import in_turns, machine, repeated, seconds
 
 COMMAND = (sys.executable, "-m", "agr_lightning")
 
@@ -46,12 +44,6 @@ def main() -> None:
         more = sorted(value - b for value, b in zip(values, found[base], strict=True)) if base else []
         cells = f"{base} | {more[len(more) // 2]:.2f} | {more[0]:.2f} to {more[-1]:.2f}" if more else " | |"
         print(f"| {name} | {sorted(values)[len(values) // 2]:.2f} | {cells} |")
-
-
-def seconds(*arguments: str) -> float:
-    start = time.perf_counter()
-    subprocess.run(arguments, check=True, capture_output=True)
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":
