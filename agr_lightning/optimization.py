@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Trainer
@@ -98,6 +98,23 @@ class Optimization:
             cycle_momentum=self.optimizer is None,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": one_cycle, "interval": "step"}}
+
+    def try_out(self) -> None:
+        """Takes a step with hardly any weights, since some optimizers and schedules fail only then.
+
+        Raises:
+            UserError: when it fails.
+        """
+        # Not layers, which would draw random numbers.
+        module = nn.ModuleList([nn.ParameterList([torch.zeros(2, 2), torch.zeros(2)]) for _ in range(2)])
+        plan = cast(dict[str, Any], self.configure(module, module[0], total_steps=10, fused=False))
+        for parameter in module.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        with _explained("--model.optimizer"):
+            plan["optimizer"].step(lambda: torch.zeros(()))
+        schedule = plan["lr_scheduler"]["scheduler"]
+        with _explained("--model.lr_scheduler"):
+            schedule.step(*([0.0] if isinstance(schedule, ReduceLROnPlateau) else []))
 
     def _optimizer(self, module: nn.Module, backbone: nn.Module, fused: bool) -> torch.optim.Optimizer:
         own = {id(parameter) for parameter in backbone.parameters()}

@@ -193,7 +193,7 @@ class AGRCommandLine(LightningCLI):
                 "no training image has a race label, so that nothing is learnt of race: "
                 "leave it out with --model.tasks '[age, gender]'."
             )
-        model.optimization.configure(model, model.network.backbone, total_steps=10, fused=False)
+        model.optimization.try_out()
         if self.checkpoint is not None:
             model.start.skip()
         elif getattr(rank_zero_only, "rank", 0) == 0:  # the other processes find downloads in the cache

@@ -233,6 +233,11 @@ def test_the_learning_rate_is_that_of_any_optimizer(run: Run, here: Path) -> Non
         (("--model.optimizer", "torch.nn.Linear"), "to be a subclass of <class 'Optimizer'>"),
         (("--model.optimizer", "LBFGS"), "--model.optimizer: LBFGS doesn't support per-parameter options"),
         (("--model.optimizer", "SGD", "--model.optimizer.lr", "-1"), "--model.optimizer: Invalid learning rate"),
+        (("--model.optimizer", "SparseAdam"), "--model.optimizer: SparseAdam does not support dense gradients"),
+        (
+            ("--model.lr_scheduler", "CosineAnnealingLR", "--model.lr_scheduler.T_max", "0"),
+            "--model.lr_scheduler: integer",
+        ),
         (("--model.lr_scheduler", "OneCycleLR", "--model.lr_scheduler.max_lr", "1"), "--model.lr_scheduler: You must"),
         (
             ("--model.lr_scheduler", f"{SCHEDULERS}.ReduceLROnPlateau", "--model.lr_scheduler_interval", "step"),
