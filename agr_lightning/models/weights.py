@@ -111,17 +111,24 @@ def load_weights(network: AGRNetwork, *paths: Path) -> str:
     Raises:
         UserError: when a file cannot be read, or is not of this backbone, or not of the same network as the others.
     """
-    states = [_tensors(_read(path)) for path in paths]
-    shapes = [{name: value.shape for name, value in state.items()} for state in states]
-    for path, there in zip(paths, shapes, strict=True):
-        if there != shapes[0]:
+    first, *others = (_tensors(_read(path)) for path in paths)
+    for path, other in zip(paths[1:], others, strict=True):
+        if _shapes(other) != _shapes(first):
             raise UserError(f"--model.weights {paths[0]} and {path} are not of one network: they have no mean.")
-    mean = {
+    source = f"--model.weights {', '.join(map(str, paths))}"
+    return _load_state(network, _mean([first, *others]) if others else first, source)
+
+
+def _mean(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Of weights by name, each of the kind that it is of."""
+    return {
         name: torch.stack([state[name].float() for state in states]).mean(0).to(value.dtype)
         for name, value in states[0].items()
     }
-    source = f"--model.weights {', '.join(map(str, paths))}"
-    return _load_state(network, states[0] if len(states) == 1 else mean, source)
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items()}
 
 
 def _read(path: Path) -> dict[str, object]:
