@@ -4,8 +4,8 @@ import socket
 import sys
 from pathlib import Path
 
-from agr_lightning.errors import UserError, needs
 from agr_lightning.inference.predictor import Predictor
+from agr_lightning.messages import UserError, needs
 
 # Largest file that can be dropped on the page, 10^6 bytes.
 _MAX_MEGABYTES = 25

@@ -4,9 +4,9 @@ from collections import Counter
 
 from agr_lightning.data.index import Index, build_index
 from agr_lightning.data.samples import Sample, Samples
-from agr_lightning.errors import UserError
 from agr_lightning.files import Json, atomic_json, user_path
 from agr_lightning.labels import AGE_BANDS, GENDERS, MISSING, RACES, age_band
+from agr_lightning.messages import UserError
 
 # How many single files or groups the terminal shows; the JSON has them all.
 _SHOWN = 5

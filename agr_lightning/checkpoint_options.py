@@ -6,7 +6,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from agr_lightning.checkpoints import Checkpoint, splits_of
-from agr_lightning.errors import UserError
+from agr_lightning.messages import UserError
 from agr_lightning.models.age import AGE_LOSSES
 from agr_lightning.models.backbones import plan_of
 

@@ -1,84 +1,73 @@
-"""Which checkpoint the user means, and what it says of itself."""
+"""Trained networks in files: which one is meant, what it holds, and how it is written."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from agr_lightning.errors import UserError
-from agr_lightning.files import Json, name_digests, named_files, user_path
-from agr_lightning.models.network import AGRNetwork, network_options
-from agr_lightning.models.packed import OF_MODEL, read_packed, seen_by
-from agr_lightning.models.weights import NETWORK_PREFIX, read_torch_file
-from agr_lightning.run_files import (
-    CHECKPOINTS_FOLDER,
-    IN_THE_BOX,
-    ONNX_SUFFIX,
-    PACKED_SUFFIX,
-    RUNS_FOLDER,
-    SMALL,
-    SPLITS_FOLDER,
-    number_of,
-    run_of,
-)
+from agr_lightning.files import Json, atomic_write, check_readable, user_path
+from agr_lightning.messages import UserError
+from agr_lightning.models.config import NetworkConfig
+from agr_lightning.models.network import AGRNetwork
+from agr_lightning.runs import BEST, CHECKPOINTS_FOLDER, LAST, ONNX_SUFFIX, RUNS_FOLDER, SAFETENSORS_SUFFIX, number_of
 
-BEST, LAST = "best", "last"
+# Where a file says what it holds, and the number of that layout.
+KEY, FORMAT = "agr_lightning", 2
 
-# Training learns from the first; the second chooses the weights and calibrates them.
-_SEEN_LISTS = ("train.txt", "val.txt")
+# How Lightning's checkpoints call the tensors of the network.
+NETWORK_PREFIX = "network."
 
-# The networks that come with this project; that without a name is used where no checkpoint is named.
+# The networks that come with this project, by the names that --ckpt_path and --model.weights take.
 _WEIGHTS = Path(__file__).parent / "weights"
-BOX = {None: _WEIGHTS / f"agr{PACKED_SUFFIX}", SMALL: _WEIGHTS / f"agr_small{PACKED_SUFFIX}"}
+SHIPPED = {"agr": _WEIGHTS / f"agr{SAFETENSORS_SUFFIX}", "small": _WEIGHTS / f"agr_small{SAFETENSORS_SUFFIX}"}
+
+# The options of the data module that say for which images a network was made.
+_DATA = ("age_min", "age_max", "synthetic")
+
+_IMAGES = ("training_images", "validation_images")
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A trained network in a file.
+class TrainedNetwork:
+    """What training made of a network.
 
     Attributes:
-        path: the file.
-        model: the arguments of AGRModule; of an exported file, those that are about the network.
-        data: the arguments of UTKFaceDataModule, likewise.
+        config: what the network is.
+        state: of its ``AGRNetwork``, calibration included.
+        training_images: fingerprints of the images that it has learned from, int64 ``(n,)``; those that its initial
+            weights and its teachers had seen are among them. None where that is not known.
+        validation_images: likewise, of those that chose and calibrated it.
+        data: the options of the data module that say for which images it was made: age_min, age_max, synthetic.
         epoch: of which the weights are, from 0; None where that is not known.
-        state: of its ``AGRNetwork``.
-        seen: of an exported file, whom it has seen, see ``Packed``; None for a checkpoint of training.
+        path: the file that it was read from.
+        hyperparameters: of a checkpoint, all options that it was trained with: ``model.NAME`` and ``data.NAME``.
     """
 
-    path: Path
-    model: dict[str, Json]
-    data: dict[str, Json]
-    epoch: int | None
+    config: NetworkConfig
     state: dict[str, Tensor]
-    seen: NDArray[np.int64] | None = None
+    training_images: NDArray[np.int64] | None
+    validation_images: NDArray[np.int64] | None
+    data: dict[str, int]
+    epoch: int | None
+    path: Path = Path()
+    hyperparameters: dict[str, Json] = field(default_factory=dict)
 
     @property
-    def in_the_box(self) -> bool:
-        """Whether it comes with this project."""
-        return self.path in BOX.values()
-
-    @property
-    def named(self) -> str | None:
-        """How ``--ckpt_path`` names it."""
-        return next((name for name, path in BOX.items() if path == self.path), str(self.path))
-
-    @property
-    def of_cards(self) -> bool:
-        """Whether it was trained on drawn cards."""
-        return bool(self.data.get("synthetic"))
-
-    @property
-    def called(self) -> str:
-        """How to name it in a message."""
-        return IN_THE_BOX.get(self.named, f"--ckpt_path {self.path}")
+    def name(self) -> str:
+        """The name of a shipped network, or the path of the file."""
+        return next((name for name, path in SHIPPED.items() if path == self.path), str(self.path))
 
     @property
     def exported(self) -> bool:
         """Whether it is a network alone, and no training that could go on."""
-        return self.seen is not None
+        return self.path.suffix == SAFETENSORS_SUFFIX
 
     def network(self) -> AGRNetwork:
         """The network, to be evaluated.
@@ -86,35 +75,57 @@ class Checkpoint:
         Raises:
             UserError: when the weights are not those of the network that the file describes.
         """
-        about = {name: self.model[name] for name in OF_MODEL if name in self.model}
-        about |= {name: self.data[name] for name in ("image_size", "grayscale") if name in self.data}
-        network = AGRNetwork(**network_options(**about))  # type: ignore[arg-type]
+        network = AGRNetwork(self.config)
         try:
             network.load_state_dict(self.state)
         except RuntimeError as error:
             raise UserError(
-                f"{self.called} does not fit the network that it describes, or is of another version of this project: "
-                f"{' '.join(str(error).split()[5:])[:200]}"
+                f"{self.name} does not fit the network that it describes: {' '.join(str(error).split()[5:])[:200]}"
             ) from None
         return network.eval().requires_grad_(False)
 
+    def options(self) -> dict[str, Json]:
+        """As options: ``model.NAME`` of ``AGRModule`` and ``data.NAME`` of ``UTKFaceDataModule``."""
+        if self.hyperparameters:
+            return self.hyperparameters
+        described = {f"model.{name}": value for name, value in self.config.to_dict().items() if name != "image_size"}
+        limits: dict[str, Json] = {f"data.{name}": self.data[name] for name in ("age_min", "age_max")}
+        return {**described, "data.image_size": self.config.image_size, **limits}
+
+
+def describe(config: NetworkConfig, data: dict[str, Any], epoch: int | None) -> dict[str, Any]:
+    """What a file says of the network in it; ``data`` are options of the data module."""
+    made_for = {name: data[name] for name in _DATA if name in data}
+    return {"format": FORMAT, "network": config.to_dict(), "data": made_for, "epoch": epoch}
+
+
+def load_trained(named: str | None = None, root: Path = Path()) -> TrainedNetwork:
+    """Finds and reads a trained network; see ``find_checkpoint`` and ``read_trained``."""
+    return read_trained(find_checkpoint(named, root))
+
 
 def find_checkpoint(named: str | None, root: Path) -> Path:
-    """The checkpoint file that ``named`` means.
+    """The file that ``named`` means.
 
     Args:
         named: a file; a run folder, for its best checkpoint; ``best`` or ``last``, for that of the highest-numbered
-            run that has one; ``small`` for the small network that comes with this project, None for the other.
+            run that has one; ``agr`` or ``small`` for a shipped network; None for ``agr``.
         root: the folder that holds ``lightning_logs``.
 
     Raises:
         UserError: when there is none.
     """
-    if named is None or named in BOX:
-        return _weights_in_the_box(named)
+    if named is None or named in SHIPPED:
+        path = SHIPPED[named or "agr"]
+        if not path.is_file():
+            raise UserError(
+                f"this installation lacks trained weights ({path} is missing): install all of the project, or give "
+                f"--ckpt_path FILE, a run folder, '{BEST}' or '{LAST}'."
+            )
+        return path
     if named in (BEST, LAST):
-        runs = (root / RUNS_FOLDER).glob(f"version_*/{CHECKPOINTS_FOLDER}/{named}.ckpt")
-        numbered = {n: run for run in runs if (n := number_of(run_of(run))) is not None}
+        files = (root / RUNS_FOLDER).glob(f"version_*/{CHECKPOINTS_FOLDER}/{named}.ckpt")
+        numbered = {number: file for file in files if (number := number_of(file.parents[1])) is not None}
         if not numbered:
             raise UserError(
                 f"--ckpt_path {named}: no run under {root / RUNS_FOLDER} has a {named}.ckpt. "
@@ -123,115 +134,135 @@ def find_checkpoint(named: str | None, root: Path) -> Path:
         return numbered[max(numbered)]
     path = user_path(named)
     if path.is_dir():
-        best = path / CHECKPOINTS_FOLDER / f"{BEST}.ckpt"
-        if not best.is_file():
+        path = path / CHECKPOINTS_FOLDER / f"{BEST}.ckpt"
+        if not path.is_file():
             raise UserError(f"--ckpt_path {named} is a folder without {CHECKPOINTS_FOLDER}/{BEST}.ckpt.")
-        return best
     if not path.is_file():
-        raise UserError(
-            f"--ckpt_path {named} does not exist; name a checkpoint file, a run folder, '{BEST}', '{LAST}' or "
-            f"'{SMALL}'."
-        )
+        names = "', '".join((BEST, LAST, *SHIPPED))
+        raise UserError(f"--ckpt_path {named} does not exist; name a checkpoint file, a run folder, or '{names}'.")
     return path
 
 
-def _weights_in_the_box(named: str | None) -> Path:
-    path = BOX[named]
-    if not path.is_file():
-        raise UserError(
-            f"this installation lacks trained weights ({path} is missing): install all of the project, or give "
-            f"--ckpt_path FILE, a run folder, '{BEST}' or '{LAST}'."
-        )
-    return path
+def read_trained(path: Path, option: str = "--ckpt_path") -> TrainedNetwork:
+    """Reads a checkpoint or an exported .safetensors file, without running any code that is in it.
 
-
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint or an exported file, without running any code that is in it.
+    Args:
+        path: the file.
+        option: how the user named it, for messages.
 
     Raises:
-        UserError: when it is damaged, or not a checkpoint of this project.
+        UserError: when it is damaged, or was not written by this version of the project.
     """
     if path.suffix.lower() == ONNX_SUFFIX:
         raise UserError(
-            f"--ckpt_path {path}: an ONNX file is for predict alone, without --config, --model and --trainer options."
+            f"{option} {path}: an ONNX file is for predict alone, without --config, --model and --trainer options."
         )
-    if path.suffix == PACKED_SUFFIX:
-        packed = read_packed(path, "--ckpt_path")
-        return Checkpoint(path, packed.model, packed.data, packed.epoch, packed.state, packed.seen)
-    content = read_torch_file(path, "--ckpt_path")
-    state, model = content.get("state_dict"), content.get("hyper_parameters")
-    if not isinstance(state, dict) or not isinstance(model, dict) or "backbone" not in model:
-        raise UserError(f"--ckpt_path {path} is not a checkpoint of this project; weights alone go to --model.weights.")
-    network = {name.removeprefix(NETWORK_PREFIX): v for name, v in state.items() if name.startswith(NETWORK_PREFIX)}
-    if not network:
-        raise UserError(f"--ckpt_path {path} holds no network.")
-    data, epoch = content.get("datamodule_hyper_parameters", {}), content.get("epoch")
-    number = epoch if isinstance(epoch, int) else None
-    return Checkpoint(path, cast(dict[str, Json], model), cast(dict[str, Json], data), number, network)
-
-
-def seen_images(checkpoint: Checkpoint) -> NDArray[np.int64]:
-    """Digests of the names of the images that a network has learnt from, or was chosen or calibrated by.
-
-    Those of its run, and what the weights that it started from, and its teachers, had seen.
-
-    Raises:
-        UserError: when the checkpoint does not lie in the folder of its run, or what it came from is gone.
-    """
-    if checkpoint.seen is not None:
-        return checkpoint.seen
-    lists = splits_of(checkpoint.path)
-    if lists is None or not all((lists / name).is_file() for name in _SEEN_LISTS):
+    trained = read_weights(path, option)[1]
+    if trained is None:
         raise UserError(
-            f"--ckpt_path {checkpoint.path} lies in no run folder with splits/: without them nobody could tell which "
-            "images it may not be tested on. Leave the checkpoint in the folder of its run."
+            f"{option} {path} holds weights, but does not say of what: start training from it with --model.weights."
         )
-    texts = ((lists / name).read_text("utf-8", "surrogateescape") for name in _SEEN_LISTS)
-    seen = [name_digests(line for text in texts for line in text.splitlines())]
-    sources = named_files(cast(list[str] | str | None, checkpoint.model.get("weights")))
-    teachers = cast(list[str], checkpoint.model.get("teachers", []))
-    for source in (*sources, *teachers):
-        if not user_path(source).exists():
-            raise UserError(
-                f"--ckpt_path {checkpoint.path} has learnt from {source}, which is gone: it says whom that has seen."
-            )
-    seen += [seen_by_start(source) for source in sources]
-    seen += [read_teacher(source)[1] for source in teachers]
-    return np.concatenate(seen)
+    return trained
 
 
-def seen_by_start(weights: str) -> NDArray[np.int64]:
-    """As ``seen_images``, of a file for ``--model.weights``; nothing where it does not say."""
-    path = user_path(weights)
-    if path.suffix == PACKED_SUFFIX:
-        return seen_by(weights)
-    if not path.is_file() or splits_of(path) is None:
-        return np.empty(0, np.int64)
-    try:
-        return seen_images(read_checkpoint(path))
-    except UserError:  # somebody else's weights, in a folder like ours
-        return np.empty(0, np.int64)
-
-
-def read_teacher(named: str) -> tuple[Checkpoint, NDArray[np.int64]]:
-    """A network that another is to learn from, and its ``seen_images``.
+def read_weights(path: Path, option: str) -> tuple[dict[str, Tensor], TrainedNetwork | None]:
+    """Reads tensors by name, and the trained network that they are where the file says so.
 
     Args:
-        named: an exported file, a checkpoint, or a run folder.
+        path: what ``torch.save`` wrote, or safetensors by its ending.
+        option: how the user named it, for messages.
 
     Raises:
-        UserError: when it cannot be read, or does not say what it has seen.
+        UserError: when it is missing, damaged, of another version of this project, or could run code.
     """
-    if named in (BEST, LAST, SMALL):
-        raise UserError(f"--model.teachers {named}: name a file or a run folder, which stays the same.")
+    check_readable(path, option)
+    facts: Any
+    hyperparameters: dict[str, Json] = {}
+    if path.suffix == SAFETENSORS_SUFFIX:
+        facts, state = _read_safetensors(path, option)
+    else:
+        content = _read_torch(path, option)
+        facts = content.get(KEY)
+        state = content["state_dict"] if isinstance(content.get("state_dict"), dict) else content
+        for part, key in (("model", "hyper_parameters"), ("data", "datamodule_hyper_parameters")):
+            hyperparameters |= {f"{part}.{name}": value for name, value in dict(content.get(key) or {}).items()}
+    state = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    if facts is None:
+        return state, None
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        written = facts.get("format") if isinstance(facts, dict) else facts
+        raise UserError(
+            f"{option} {path} is of another version of this project (its format is {str(written)[:20]}, this version "
+            f"reads {FORMAT}): install the version that wrote it, or train or export again."
+        )
+    images = {name: state.pop(name, facts.get(name)) for name in _IMAGES}
+    data, epoch = facts.get("data"), facts.get("epoch")
     try:
-        checkpoint = read_checkpoint(find_checkpoint(named, Path()))
-        return checkpoint, seen_images(checkpoint)
+        config = NetworkConfig.from_dict(facts.get("network"))
+        if not isinstance(data, dict) or not all(type(value) is int for value in data.values()):
+            raise UserError("its images are not described")
+        if type(epoch) not in (int, type(None)) or not all(map(_is_fingerprints, images.values())):
+            raise UserError("its epoch or its training images are not what they should be")
     except UserError as error:
-        raise UserError(str(error).replace("--ckpt_path", "--model.teachers")) from None
+        raise UserError(f"{option} {path} is damaged, or was not written by this project: {error}.") from None
+    if path.suffix == SAFETENSORS_SUFFIX:
+        state = {name: value.float() if value.dtype == torch.float16 else value for name, value in state.items()}
+    else:
+        state = {
+            name.removeprefix(NETWORK_PREFIX): value for name, value in state.items() if name.startswith(NETWORK_PREFIX)
+        }
+    seen = {name: None if value is None else cast(Tensor, value).numpy() for name, value in images.items()}
+    return state, TrainedNetwork(
+        config, state, **seen, data=data, epoch=epoch, path=path, hyperparameters=hyperparameters
+    )
 
 
-def splits_of(checkpoint: Path) -> Path | None:
-    """The split lists of the run that a checkpoint lies in; None when it lies elsewhere."""
-    lists = run_of(checkpoint) / SPLITS_FOLDER
-    return lists if (lists / "test.txt").is_file() else None
+def write_safetensors(path: Path, trained: TrainedNetwork) -> None:
+    """Writes a network, whole or not at all: its weights in 16 bits, what they are of, and what they have seen.
+
+    Raises:
+        UserError: when nobody knows what it has learned from.
+    """
+    if trained.training_images is None or trained.validation_images is None:
+        raise UserError(f"{trained.name} does not say which images it has learned from: train it with UTKFaceDataModule.")
+    # Matrices alone: biases, statistics and calibration are few, and not all of them fit 16 bits.
+    tensors = {
+        name: value.half().contiguous() if value.ndim > 1 else value.contiguous()
+        for name, value in trained.state.items()
+    }
+    for name in _IMAGES:
+        tensors[name] = torch.from_numpy(getattr(trained, name))
+    content = save(tensors, {KEY: json.dumps(describe(trained.config, trained.data, trained.epoch))})
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def _read_torch(path: Path, option: str) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle and zip readers raise anything for a damaged file
+        with path.open("rb") as file:
+            may_be_one = file.read(1) in (b"P", b"\x80")  # how a zip file and a pickle begin
+        if may_be_one and ("Unsupported" in str(error) or "GLOBAL" in str(error)):
+            raise UserError(
+                f"{option} {path} is refused: it holds more than weights and plain values, "
+                "and loading it could run code."
+            ) from None
+        raise UserError(f"{option} {path} is not a checkpoint, or is damaged or cut short.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{option} {path} holds a {type(content).__name__}, not a checkpoint or state dict.")
+    return content
+
+
+def _read_safetensors(path: Path, option: str) -> tuple[Any, dict[str, Tensor]]:
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(KEY)
+            facts = None if text is None else json.loads(text)
+            return facts, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, ValueError, RecursionError):
+        raise UserError(f"{option} {path} is no safetensors file, or is damaged or cut short.") from None
+
+
+def _is_fingerprints(value: object) -> bool:
+    return value is None or (isinstance(value, Tensor) and value.ndim == 1 and value.dtype == torch.int64)

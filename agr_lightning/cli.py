@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from agr_lightning import __version__
-from agr_lightning.errors import UserError, did_you_mean
+from agr_lightning.messages import UserError, did_you_mean
 
 COMMANDS = {
     "fit": "train a network, then test its best checkpoint",

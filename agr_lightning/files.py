@@ -16,7 +16,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from agr_lightning.errors import UserError
+from agr_lightning.messages import UserError
 
 # A partial file or folder that nobody has written to for so long, in seconds, is of a process that was killed.
 _ABANDONED = 3600

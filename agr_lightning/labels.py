@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from agr_lightning.errors import UserError
+from agr_lightning.messages import UserError
 
 Task = Literal["age", "gender", "race"]
 TASKS: tuple[Task, ...] = ("age", "gender", "race")

@@ -14,10 +14,10 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from agr_lightning.data.dataset import Batch, PhotoBatch
-from agr_lightning.errors import UserError
 from agr_lightning.evaluation.calibration import fit_calibration
 from agr_lightning.evaluation.table import Table
 from agr_lightning.labels import RACES, TASKS, Task
+from agr_lightning.messages import UserError
 from agr_lightning.metrics import PredictionTable, StageMetrics
 from agr_lightning.models.age import AgeLossName, AgeReadout
 from agr_lightning.models.backbones import BackboneName

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLR
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from agr_lightning.errors import UserError
+from agr_lightning.messages import UserError
 
 _log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import sys
 from argparse import ArgumentParser
 from typing import NoReturn
 
-from agr_lightning.errors import did_you_mean
+from agr_lightning.messages import did_you_mean
 
 _KEY = re.compile(r'Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)', re.DOTALL)
 _GIVEN = re.compile(r"(?:Got value|Given value): (?P<value>[^\n]*)")

@@ -29,15 +29,15 @@ from agr_lightning.checkpoints import (
     read_teacher,
     seen_by_start,
 )
-from agr_lightning.errors import UserError
 from agr_lightning.files import named_files
 from agr_lightning.inference.photo_reader import ReadingOptions
 from agr_lightning.inference.predict import OutputOptions
 from agr_lightning.labels import MISSING
+from agr_lightning.messages import UserError
 from agr_lightning.models.teaching import DEFAULT_TEACHING, Teachers
 from agr_lightning.optimization import NO_END
 from agr_lightning.parser import DESCRIPTIONS, OPTION_HELP
-from agr_lightning.run_files import (
+from agr_lightning.runs import (
     CHECKPOINTS_FOLDER,
     CONFIG_FILE,
     RESULTS_FILE,

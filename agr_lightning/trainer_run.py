@@ -14,7 +14,7 @@ from agr_lightning.callbacks.splits import SplitWriter
 from agr_lightning.callbacks.test_report import TestReport
 from agr_lightning.callbacks.training_curves import TrainingCurves
 from agr_lightning.data.datamodule import UTKFaceDataModule
-from agr_lightning.errors import UserError
+from agr_lightning.messages import UserError
 from agr_lightning.module import AGRModule
 from agr_lightning.parser import AGRArgumentParser
 from agr_lightning.terminal import speaking

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agr_lightning.errors import UserError
+from agr_lightning.messages import UserError
 from agr_lightning.models.age import (
     AGE_LOSSES,
     AGES,

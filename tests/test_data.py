@@ -22,8 +22,8 @@ from agr_lightning.data.presets import PRESETS, Preset
 from agr_lightning.data.samples import Sample
 from agr_lightning.data.sampling import Draw
 from agr_lightning.data.transforms import Augmentation
-from agr_lightning.errors import UserError
 from agr_lightning.labels import MISSING
+from agr_lightning.messages import UserError
 from tests.conftest import FAST, columns, save_noise
 
 Run = Callable[..., tuple[int, str, str]]

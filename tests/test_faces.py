@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from agr_lightning.data.images import resize
-from agr_lightning.errors import UserError
 from agr_lightning.inference.faces import (
     _LANDMARKS,
     Face,
@@ -20,6 +19,7 @@ from agr_lightning.inference.faces import (
     find_faces,
     square,
 )
+from agr_lightning.messages import UserError
 from tests.drawn_face import EYES, draw_face, draw_photo
 
 Photo = NDArray[np.uint8]

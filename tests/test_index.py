@@ -11,7 +11,7 @@ from PIL import Image
 
 from agr_lightning.audit import audit
 from agr_lightning.data.index import Index, build_index, shared_photos
-from agr_lightning.errors import UserError
+from agr_lightning.messages import UserError
 from tests.conftest import save_noise
 
 

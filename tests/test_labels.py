@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agr_lightning.errors import UserError
 from agr_lightning.labels import AGE_BANDS, MISSING, Label, LabelError, age_band, check_tasks, parse_name
+from agr_lightning.messages import UserError
 
 
 @pytest.mark.parametrize(

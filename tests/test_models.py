@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from agr_lightning.errors import UserError
 from agr_lightning.labels import MISSING, TASKS, Task
+from agr_lightning.messages import UserError
 from agr_lightning.models.age import AGES
 from agr_lightning.models.backbones import BACKBONES, IMAGENET_WEIGHTS, BackboneName, build_backbone, plan_of
 from agr_lightning.models.losses import JointLoss, LossWeights, balanced_weights

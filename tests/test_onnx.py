@@ -15,11 +15,11 @@ import torch
 
 from agr_lightning.checkpoints import read_checkpoint
 from agr_lightning.data.images import read_rgb, resize
-from agr_lightning.errors import UserError
 from agr_lightning.inference import onnx_export
 from agr_lightning.inference.onnx_engine import load_onnx
 from agr_lightning.inference.predictor import Predictor
 from agr_lightning.labels import GENDERS, RACES
+from agr_lightning.messages import UserError
 from agr_lightning.module import AGRModule
 
 Run = Callable[..., tuple[int, str, str]]

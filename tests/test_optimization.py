@@ -8,7 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agr_lightning.errors import UserError
+from agr_lightning.messages import UserError
 from agr_lightning.models.network import AGRNetwork
 from agr_lightning.module import AGRModule
 from tests.conftest import FAST

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agr_lightning.errors import UserError
 from agr_lightning.inference import annotate, photo_reader
 from agr_lightning.inference.annotate import label
 from agr_lightning.inference.answers import Answer
@@ -24,6 +23,7 @@ from agr_lightning.inference.photo_batches import photo_batches
 from agr_lightning.inference.photo_reader import PhotoReader, ReadingOptions, ReadPhoto
 from agr_lightning.inference.predictions import COLUMNS
 from agr_lightning.inference.predictor import Predictor
+from agr_lightning.messages import UserError
 from agr_lightning.predict_cli import needs_trainer
 from tests.conftest import copy_run
 from tests.drawn_face import draw_photo

@@ -11,8 +11,8 @@ from agr_lightning.data.index import Index, build_index
 from agr_lightning.data.samples import Sample, Samples
 from agr_lightning.data.sampling import EvalSampler, TrainSampler, balancing_weights
 from agr_lightning.data.splits import SIDES, Split, SplitOptions, make_split, read_split, write_split
-from agr_lightning.errors import UserError
 from agr_lightning.labels import age_band
+from agr_lightning.messages import UserError
 from tests.conftest import columns
 
 

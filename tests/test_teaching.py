@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from agr_lightning.errors import UserError
 from agr_lightning.files import name_digests
 from agr_lightning.labels import Task
+from agr_lightning.messages import UserError
 from agr_lightning.models.network import AGRNetwork
 from agr_lightning.models.packed import read_packed
 from agr_lightning.models.teaching import Teachers

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 from agr_lightning.files import atomic_write
-from agr_lightning.run_files import FIGURES_FOLDER
+from agr_lightning.runs import FIGURES_FOLDER
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,7 +19,7 @@ from agr_lightning.inference.photo_reader import PhotoReader, ReadingOptions
 from agr_lightning.inference.predict import OutputOptions, chosen, say_result
 from agr_lightning.inference.predictions import Row, rows_of, write_rows
 from agr_lightning.models.network import Predictions
-from agr_lightning.run_files import PREDICTIONS_FILES
+from agr_lightning.runs import PREDICTIONS_FILES
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
-from agr_lightning.run_files import CONFIG_FILE
+from agr_lightning.runs import CONFIG_FILE
 
 
 class RunConfig(SaveConfigCallback):

@@ -5,7 +5,7 @@ import lightning
 from agr_lightning.callbacks.run_folder import run_folder
 from agr_lightning.data.datamodule import UTKFaceDataModule
 from agr_lightning.data.splits import write_split
-from agr_lightning.run_files import SPLITS_FOLDER
+from agr_lightning.runs import SPLITS_FOLDER
 
 
 class SplitWriter(lightning.Callback):

@@ -18,7 +18,7 @@ from agr_lightning.evaluation.table import Table
 from agr_lightning.evaluation.wording import WORDING, with_interval
 from agr_lightning.files import Json, atomic_json
 from agr_lightning.module import AGRModule
-from agr_lightning.run_files import RESULTS_FILE
+from agr_lightning.runs import RESULTS_FILE
 
 _log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from agr_lightning.errors import UserError
 from agr_lightning.files import atomic_folder
+from agr_lightning.messages import UserError
 
 
 def unpack(archive: Path, cache: Path) -> Path:

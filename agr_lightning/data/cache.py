@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from agr_lightning.data.images import ImageError, read_rgb, resize
 from agr_lightning.data.samples import Samples
-from agr_lightning.errors import UserError
 from agr_lightning.files import atomic_write, cache_folder
+from agr_lightning.messages import UserError
 
 # Part of every cache file's name: raise it when the pixels of the same files would differ.
 _CACHE_VERSION = 1

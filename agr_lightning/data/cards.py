@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from agr_lightning.errors import UserError
 from agr_lightning.files import atomic_folder, cache_folder
 from agr_lightning.labels import AGE_MAX, GENDERS, RACES
+from agr_lightning.messages import UserError
 
 CARD_SIZE = 128
 

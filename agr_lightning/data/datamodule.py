@@ -18,8 +18,8 @@ from agr_lightning.data.presets import Preset, TransformSpec
 from agr_lightning.data.sampling import Draw, EvalSampler, TrainSampler, balancing_weights
 from agr_lightning.data.sources import Sources
 from agr_lightning.data.splits import Side, Split, SplitOptions
-from agr_lightning.errors import UserError
 from agr_lightning.labels import AGE_MAX, AGE_MIN
+from agr_lightning.messages import UserError
 
 if TYPE_CHECKING:
     from agr_lightning.data.transforms import Augmentation

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from agr_lightning.errors import needs
+from agr_lightning.messages import needs
 
 # A 100-megapixel photo takes 300 MB decoded; more is refused before it is decoded.
 MAX_PIXELS = 100_000_000

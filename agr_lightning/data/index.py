@@ -18,9 +18,9 @@ from agr_lightning.data.archive import unpack
 from agr_lightning.data.duplicates import THUMBNAIL, find_groups
 from agr_lightning.data.images import CANNOT_BE_READ, ImageError, decode_rgb, read_bytes
 from agr_lightning.data.samples import Sample, Samples
-from agr_lightning.errors import UserError
 from agr_lightning.files import atomic_write, cache_folder, user_path, walk_files
 from agr_lightning.labels import MISSING, Label, LabelError, parse_name
+from agr_lightning.messages import UserError
 
 # Part of the name of every stored scan: raise it when what is stored, or how it is computed, changes.
 _SCAN_VERSION = 2

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from agr_lightning.data.images import EXTENSIONS
-from agr_lightning.errors import UserError
 from agr_lightning.files import user_path, walk_files
+from agr_lightning.messages import UserError
 
 _log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from agr_lightning.data.cards import draw_cards
 from agr_lightning.data.index import Index, build_index, shared_photos
 from agr_lightning.data.samples import Samples
 from agr_lightning.data.splits import Side, Split, SplitOptions, make_split
-from agr_lightning.errors import UserError
 from agr_lightning.files import name_digests
 from agr_lightning.labels import AGE_MAX, AGE_MIN
+from agr_lightning.messages import UserError
 
 _log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agr_lightning.data.samples import Samples
-from agr_lightning.errors import UserError
 from agr_lightning.files import atomic_text, user_path
 from agr_lightning.labels import AGE_MAX, AGE_MIN, GENDERS, RACES, age_band
+from agr_lightning.messages import UserError
 
 _log = logging.getLogger(__name__)
 

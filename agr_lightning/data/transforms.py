@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agr_lightning.data.presets import PRESETS, Preset, TransformSpec
-from agr_lightning.errors import UserError, did_you_mean
+from agr_lightning.messages import UserError, did_you_mean
 
 # Albumentations asks the network for a newer version when it is imported; that can take a second.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

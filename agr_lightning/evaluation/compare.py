@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agr_lightning.errors import UserError
 from agr_lightning.evaluation.costs import THROUGHPUT_BATCH, Cost, measure_costs
 from agr_lightning.evaluation.groups import SMALLEST_GROUP
 from agr_lightning.evaluation.wording import bounds, written
 from agr_lightning.files import atomic_text, atomic_write, user_path
 from agr_lightning.labels import TASKS, Task
+from agr_lightning.messages import UserError
 from agr_lightning.models.network import AGRNetwork
-from agr_lightning.run_files import RESULTS_FILE, not_ours, read_results, run_name
+from agr_lightning.runs import RESULTS_FILE, not_ours, read_results, run_name
 
 _METRICS: dict[Task, str] = {"age": "age_mae", "gender": "gender_acc", "race": "race_acc"}
 

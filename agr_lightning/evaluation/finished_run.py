@@ -9,7 +9,7 @@ import yaml
 
 from agr_lightning.evaluation.curves import Curve, read_curves
 from agr_lightning.files import named_files
-from agr_lightning.run_files import (
+from agr_lightning.runs import (
     CONFIG_FILE,
     FIGURES_FOLDER,
     IN_THE_BOX,

@@ -9,14 +9,14 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from agr_lightning.errors import UserError
 from agr_lightning.evaluation import wording
 from agr_lightning.evaluation.curves import CURVES_FIGURE, draw_curves
 from agr_lightning.evaluation.figures import compact, encode, render
 from agr_lightning.evaluation.finished_run import FinishedRun, describe, is_exported, read_run
 from agr_lightning.evaluation.groups import GROUP_METRICS
 from agr_lightning.files import atomic_text, atomic_write
-from agr_lightning.run_files import CARD_FILE, FIGURES_FOLDER, REPORT_FILE, RESULTS_FILE, not_ours, run_name
+from agr_lightning.messages import UserError
+from agr_lightning.runs import CARD_FILE, FIGURES_FOLDER, REPORT_FILE, RESULTS_FILE, not_ours, run_name
 
 # Figures that show photos, which may not be free to be passed on.
 _OF_FACES = ("sample_faces", "worst_mistakes")

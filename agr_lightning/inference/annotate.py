@@ -6,10 +6,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from agr_lightning.errors import UserError
 from agr_lightning.files import atomic_write
 from agr_lightning.inference.answers import Answer
 from agr_lightning.inference.photo_reader import ReadPhoto
+from agr_lightning.messages import UserError
 
 # Legible in print and to the colour-blind: dark on light, and light on dark.
 _INK, _PAPER = "#10243e", "#ffd23f"

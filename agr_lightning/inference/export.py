@@ -9,11 +9,11 @@ from agr_lightning.checkpoints import Checkpoint, find_checkpoint, read_checkpoi
 from agr_lightning.data.cards import draw_card
 from agr_lightning.data.images import ImageError, read_rgb
 from agr_lightning.data.photos import find_photos
-from agr_lightning.errors import UserError
 from agr_lightning.files import user_path
 from agr_lightning.labels import AGE_MAX, GENDERS, RACES
+from agr_lightning.messages import UserError
 from agr_lightning.models.packed import pack, write_packed
-from agr_lightning.run_files import ONNX_SUFFIX, PACKED_SUFFIX
+from agr_lightning.runs import ONNX_SUFFIX, PACKED_SUFFIX
 
 # How many faces the answers of an ONNX file are compared by.
 _FACES = 64

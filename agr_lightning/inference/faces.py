@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agr_lightning.data.images import resize
-from agr_lightning.errors import UserError, did_you_mean, needs
+from agr_lightning.messages import UserError, did_you_mean, needs
 
 FinderName = Literal["auto", "mtcnn", "haar", "none"]
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agr_lightning.errors import UserError, needs
 from agr_lightning.files import check_readable
 from agr_lightning.inference.answers import OUTPUTS, Arrays
 from agr_lightning.labels import CLASSES
+from agr_lightning.messages import UserError, needs
 
 INPUT = "images"
 

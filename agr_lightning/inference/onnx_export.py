@@ -20,11 +20,11 @@ from torch.nn import functional as F
 from agr_lightning import __version__
 from agr_lightning.checkpoints import Checkpoint
 from agr_lightning.data.images import resize
-from agr_lightning.errors import UserError, needs
 from agr_lightning.files import Json, atomic_write
 from agr_lightning.inference.answers import OUTPUTS
 from agr_lightning.inference.onnx_engine import FORMAT, INPUT, METADATA_KEY, load_onnx
 from agr_lightning.labels import CLASSES
+from agr_lightning.messages import UserError, needs
 from agr_lightning.models.calibration import AGE_INTERVAL_LEVEL
 from agr_lightning.models.network import AGRNetwork
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from agr_lightning.data.images import ImageError, open_file, open_image, pixels_of, read_bytes, resize
 from agr_lightning.data.photos import VIDEO_EXTENSIONS
-from agr_lightning.errors import UserError
 from agr_lightning.inference.faces import Finder, FinderName, build_finder, find_faces
+from agr_lightning.messages import UserError
 
 _log = logging.getLogger(__name__)
 

@@ -11,14 +11,14 @@ import numpy as np
 from tqdm import tqdm
 
 from agr_lightning.data.photos import find_photos
-from agr_lightning.errors import UserError
 from agr_lightning.files import user_path
 from agr_lightning.inference.annotate import Annotator
 from agr_lightning.inference.photo_batches import photo_batches
 from agr_lightning.inference.photo_reader import PhotoReader, ReadingOptions, ReadPhoto
 from agr_lightning.inference.predictions import Format, Row, rows_of, write_rows
 from agr_lightning.inference.predictor import Predictor
-from agr_lightning.run_files import PREDICTIONS_FILES, RUNS_FOLDER, reserve_run
+from agr_lightning.messages import UserError
+from agr_lightning.runs import PREDICTIONS_FILES, RUNS_FOLDER, reserve_run
 
 _log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agr_lightning.data.images import resize
-from agr_lightning.errors import UserError
 from agr_lightning.files import user_path
 from agr_lightning.inference.answers import Answer, Arrays, answers
-from agr_lightning.run_files import ONNX_SUFFIX
+from agr_lightning.messages import UserError
+from agr_lightning.runs import ONNX_SUFFIX
 
 # Images of a batch: RGB, uint8 (faces, size, size, 3), to what was found in them.
 Engine = Callable[[NDArray[np.uint8]], Arrays]

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agr_lightning.errors import UserError
 from agr_lightning.inference.answers import Arrays
+from agr_lightning.messages import UserError
 from agr_lightning.models.network import AGRNetwork
 
 

@@ -2,18 +2,17 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agr_lightning.errors import UserError, did_you_mean
 from agr_lightning.labels import AGE_MAX
+from agr_lightning.messages import UserError
+from agr_lightning.models.config import AgeLossName, AgeReadout
 
-AgeLossName = Literal["l1", "mse", "smooth_l1", "dldl", "mean_variance", "coral"]
 AgeHeadName = Literal["regression", "distribution", "ordinal"]
-AgeReadout = Literal["mean", "median"]
 
 # A distribution over ages has a class for each year from 0.
 AGES = AGE_MAX + 1
@@ -110,11 +109,23 @@ def read_out(survival: Tensor, readout: AgeReadout) -> Tensor:
 AgeHead = AgeRegression | AgeDistribution | AgeOrdinal
 
 
-def build_age_head(name: AgeHeadName, features: int, readout: AgeReadout) -> AgeHead:
-    """The head called ``name``."""
-    if name == "regression":
+def build_age_head(loss: AgeLossName, features: int, readout: AgeReadout | None) -> AgeHead:
+    """The head whose output a loss measures.
+
+    Raises:
+        UserError: for a read-out where there is no distribution to read.
+    """
+    head = AGE_LOSSES[loss].head
+    if head == "regression":
+        if readout is not None:
+            fitting = ", ".join(name for name, entry in AGE_LOSSES.items() if entry.head != "regression")
+            raise UserError(
+                f"--model.age_readout {readout} reads a distribution of ages, and --model.age_loss {loss} learns a "
+                f"single number: leave the read-out out, or choose one of {fitting}."
+            )
         return AgeRegression(features)
-    return AgeDistribution(features, readout) if name == "distribution" else AgeOrdinal(features, readout)
+    kind = AgeDistribution if head == "distribution" else AgeOrdinal
+    return kind(features, readout or "mean")
 
 
 # ---------------------------------------------------------------------- losses: of what the heads return
@@ -207,31 +218,5 @@ AGE_LOSSES: dict[AgeLossName, _AgeLoss] = {
 
 
 def build_age_loss(name: AgeLossName) -> nn.Module:
-    """The age loss called ``name``; raises UserError with the known names otherwise."""
-    return _find(name).kind()
-
-
-def head_for(loss: AgeLossName, readout: AgeReadout | None) -> AgeHeadName:
-    """The head whose output a loss measures.
-
-    Raises:
-        UserError: for an unknown loss, or a read-out where there is no distribution to read.
-    """
-    head = _find(loss).head
-    if readout is not None and head == "regression":
-        fitting = ", ".join(name for name, entry in AGE_LOSSES.items() if entry.head != "regression")
-        raise UserError(
-            f"--model.age_readout {readout} reads a distribution of ages, and --model.age_loss {loss} learns a single "
-            f"number: leave the read-out out, or choose one of {fitting}."
-        )
-    if readout is not None and readout not in get_args(AgeReadout):
-        raise UserError(f"--model.age_readout {readout}: expected mean or median.")
-    return head
-
-
-def _find(name: AgeLossName) -> _AgeLoss:
-    if name not in AGE_LOSSES:
-        raise UserError(
-            f"no age loss is called '{name}'{did_you_mean(name, AGE_LOSSES)}; known: {', '.join(AGE_LOSSES)}."
-        )
-    return AGE_LOSSES[name]
+    """The age loss called ``name``."""
+    return AGE_LOSSES[name].kind()

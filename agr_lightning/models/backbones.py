@@ -8,8 +8,8 @@ from torch import nn
 from torchvision import models
 from torchvision.models import WeightsEnum
 
-from agr_lightning.errors import UserError, did_you_mean
 from agr_lightning.labels import Task
+from agr_lightning.messages import UserError, did_you_mean
 from agr_lightning.models.agr_cnn import AGRCNN, SMALL_WIDTHS, WIDTHS
 from agr_lightning.models.plain_cnns import PlainCNN, TwoBranchCNN
 

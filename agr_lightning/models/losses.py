@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agr_lightning.errors import UserError
 from agr_lightning.labels import MISSING, RACES, TASKS, Task
+from agr_lightning.messages import UserError
 from agr_lightning.models.age import AgeLossName, build_age_loss
 
 Weighting = Literal["fixed", "uncertainty"]

@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agr_lightning.files import Json
-from agr_lightning.labels import CLASSES, TASKS, Task, check_tasks
-from agr_lightning.models.age import AgeHead, AgeHeadName, AgeLossName, AgeReadout, build_age_head, head_for
-from agr_lightning.models.backbones import BackboneName, build_backbone
+from agr_lightning.labels import CLASSES, Task
+from agr_lightning.models.age import AgeHead, build_age_head
+from agr_lightning.models.backbones import build_backbone
 from agr_lightning.models.calibration import Calibration
+from agr_lightning.models.config import NetworkConfig
 
 # Mean and standard deviation of ImageNet's pixels, in 0..255: what torchvision's weights expect.
 _PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -44,46 +44,15 @@ class Predictions(NamedTuple):
         return {name: value.float().cpu().numpy() for name, value in self._asdict().items() if value is not None}
 
 
-def network_options(
-    backbone: str,
-    tasks: list[Task],
-    age_loss: AgeLossName,
-    image_size: int,
-    age_readout: AgeReadout | None = None,
-    dropout: float = 0.2,
-    grayscale: bool = False,
-    mirror: bool = False,
-) -> dict[str, Json]:
-    """The arguments of the ``AGRNetwork`` that a training with these options needs; all of them plain values."""
-    return {
-        "backbone": backbone,
-        "tasks": list(check_tasks(tasks)),
-        "age_head": head_for(age_loss, age_readout),
-        "age_readout": age_readout or "mean",
-        "image_size": image_size,
-        "dropout": dropout,
-        "grayscale": grayscale,
-        "mirror": mirror,
-    }
-
-
 class AGRNetwork(nn.Module):
     """Shared backbone and one head per task.
 
     Args:
-        backbone: a name from ``models.backbones.BACKBONES``.
-        tasks: which heads to build: any non-empty subset of age, gender and race.
-        dropout: probability of dropping a feature before the heads.
-        age_head: what the age head returns: a number, a distribution, or thresholds.
-        age_readout: how an age is read from the last two.
-        image_size: side of the images, pixels; other sizes fit all backbones but those made for one.
-        grayscale: whether the colour of the images is left out.
-        mirror: whether evaluation averages the heads' outputs for an image and its mirror image, at twice the cost.
+        config: what it is.
 
     Attributes:
-        image_size: the argument.
-        grayscale: likewise.
-        mirror: likewise.
+        config: the argument.
+        tasks: the heads, in the order of ``labels.TASKS``.
         calibration: what was measured on validation images and is applied by ``read``.
         frozen: whether the backbone is kept as it is; see ``freeze``.
 
@@ -95,30 +64,19 @@ class AGRNetwork(nn.Module):
     pixel_std: Tensor
     luma: Tensor
 
-    def __init__(
-        self,
-        backbone: BackboneName = "agr_cnn",
-        tasks: tuple[Task, ...] = TASKS,
-        dropout: float = 0.2,
-        age_head: AgeHeadName = "regression",
-        age_readout: AgeReadout = "mean",
-        image_size: int = 128,
-        grayscale: bool = False,
-        mirror: bool = False,
-    ) -> None:
+    def __init__(self, config: NetworkConfig = NetworkConfig()) -> None:  # noqa: B008 (frozen)
         super().__init__()
-        self.tasks = check_tasks(list(tasks))
-        self.image_size, self.grayscale, self.mirror = image_size, grayscale, mirror
+        self.config, self.tasks = config, config.tasks
         self.frozen = self._detached = False
         self.register_buffer("pixel_mean", torch.tensor(_PIXEL_MEAN).view(1, 3, 1, 1))
         self.register_buffer("pixel_std", torch.tensor(_PIXEL_STD).view(1, 3, 1, 1))
         self.register_buffer("luma", torch.tensor(_LUMA).view(1, 3, 1, 1), persistent=False)
         self.calibration = Calibration()
-        self.backbone, features = build_backbone(backbone, self.tasks, image_size)
-        self.dropout = nn.Dropout(dropout)
+        self.backbone, features = build_backbone(config.backbone, self.tasks, config.image_size)
+        self.dropout = nn.Dropout(config.dropout)
         self.heads = nn.ModuleDict()
         if "age" in self.tasks:
-            self.heads["age"] = build_age_head(age_head, features, age_readout)
+            self.heads["age"] = build_age_head(config.age_loss, features, config.age_readout)
         for task, classes in CLASSES.items():
             if task in self.tasks:
                 self.heads[task] = _class_head(features, len(classes))
@@ -153,10 +111,10 @@ class AGRNetwork(nn.Module):
             logits, ``(batch, 5)``.
         """
         pixels = images.float()
-        if self.grayscale:
+        if self.config.grayscale:
             pixels = (pixels * self.luma).sum(1, keepdim=True).expand_as(pixels)
         pixels = (pixels - self.pixel_mean) / self.pixel_std
-        twice = self.mirror and not self.training
+        twice = self.config.tta_flip and not self.training
         if twice:
             pixels = torch.cat((pixels, pixels.flip(3)))
         with torch.no_grad() if self._detached else contextlib.nullcontext():

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agr_lightning.errors import UserError
 from agr_lightning.labels import CLASSES, Task
+from agr_lightning.messages import UserError
 from agr_lightning.models.age import AgeDistribution, AgeHead
 from agr_lightning.models.network import AGRNetwork
 

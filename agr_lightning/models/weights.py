@@ -10,13 +10,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from agr_lightning.errors import UserError
 from agr_lightning.files import check_readable, named_files, user_path
 from agr_lightning.labels import TASKS
+from agr_lightning.messages import UserError
 from agr_lightning.models.backbones import IMAGENET_WEIGHTS, BackboneName
 from agr_lightning.models.network import AGRNetwork
 from agr_lightning.models.packed import SEEN
-from agr_lightning.run_files import PACKED_SUFFIX
+from agr_lightning.runs import PACKED_SUFFIX
 
 _log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from agr_lightning.errors import UserError
 from agr_lightning.files import user_path
+from agr_lightning.messages import UserError
 
 RUNS_FOLDER = "lightning_logs"
 
@@ -20,14 +20,10 @@ REPORT_FILE = "report.html"
 CARD_FILE = "MODEL_CARD.md"
 
 # Exported networks: how their files end.
-PACKED_SUFFIX, ONNX_SUFFIX = ".safetensors", ".onnx"
+SAFETENSORS_SUFFIX, ONNX_SUFFIX = ".safetensors", ".onnx"
 
-# What the networks that come with this project are called; by how --ckpt_path names them, or does not.
-SMALL = "small"
-IN_THE_BOX = {
-    None: "the network that comes with this project",
-    SMALL: "the small network that comes with this project",
-}
+# The checkpoints of a run: that of the lowest validation loss, and that of the last epoch.
+BEST, LAST = "best", "last"
 
 
 def run_name(run: Path) -> str:
