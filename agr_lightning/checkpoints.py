@@ -65,6 +65,13 @@ class TrainedNetwork:
         return next((name for name, path in SHIPPED.items() if path == self.path), str(self.path))
 
     @property
+    def images(self) -> NDArray[np.int64] | None:
+        """All images that it has seen; None where that is not known."""
+        if self.training_images is None or self.validation_images is None:
+            return None
+        return np.union1d(self.training_images, self.validation_images)
+
+    @property
     def exported(self) -> bool:
         """Whether it is a network alone, and no training that could go on."""
         return self.path.suffix == SAFETENSORS_SUFFIX
@@ -104,13 +111,14 @@ def load_trained(named: str | None = None, root: Path = Path()) -> TrainedNetwor
     return read_trained(find_checkpoint(named, root))
 
 
-def find_checkpoint(named: str | None, root: Path) -> Path:
+def find_checkpoint(named: str | None, root: Path, option: str = "--ckpt_path") -> Path:
     """The file that ``named`` means.
 
     Args:
         named: a file; a run folder, for its best checkpoint; ``best`` or ``last``, for that of the highest-numbered
             run that has one; ``agr`` or ``small`` for a shipped network; None for ``agr``.
         root: the folder that holds ``lightning_logs``.
+        option: how the user named it, for messages.
 
     Raises:
         UserError: when there is none.
@@ -120,7 +128,7 @@ def find_checkpoint(named: str | None, root: Path) -> Path:
         if not path.is_file():
             raise UserError(
                 f"this installation lacks trained weights ({path} is missing): install all of the project, or give "
-                f"--ckpt_path FILE, a run folder, '{BEST}' or '{LAST}'."
+                f"{option} FILE, a run folder, '{BEST}' or '{LAST}'."
             )
         return path
     if named in (BEST, LAST):
@@ -128,7 +136,7 @@ def find_checkpoint(named: str | None, root: Path) -> Path:
         numbered = {number: file for file in files if (number := number_of(file.parents[1])) is not None}
         if not numbered:
             raise UserError(
-                f"--ckpt_path {named}: no run under {root / RUNS_FOLDER} has a {named}.ckpt. "
+                f"{option} {named}: no run under {root / RUNS_FOLDER} has a {named}.ckpt. "
                 "Train one with `fit`, or name a file or run folder."
             )
         return numbered[max(numbered)]
@@ -136,10 +144,10 @@ def find_checkpoint(named: str | None, root: Path) -> Path:
     if path.is_dir():
         path = path / CHECKPOINTS_FOLDER / f"{BEST}.ckpt"
         if not path.is_file():
-            raise UserError(f"--ckpt_path {named} is a folder without {CHECKPOINTS_FOLDER}/{BEST}.ckpt.")
+            raise UserError(f"{option} {named} is a folder without {CHECKPOINTS_FOLDER}/{BEST}.ckpt.")
     if not path.is_file():
         names = "', '".join((BEST, LAST, *SHIPPED))
-        raise UserError(f"--ckpt_path {named} does not exist; name a checkpoint file, a run folder, or '{names}'.")
+        raise UserError(f"{option} {named} does not exist; name a checkpoint file, a run folder, or '{names}'.")
     return path
 
 
@@ -224,7 +232,9 @@ def write_safetensors(path: Path, trained: TrainedNetwork) -> None:
         UserError: when nobody knows what it has learned from.
     """
     if trained.training_images is None or trained.validation_images is None:
-        raise UserError(f"{trained.name} does not say which images it has learned from: train it with UTKFaceDataModule.")
+        raise UserError(
+            f"{trained.name} does not say which images it has learned from: train it with UTKFaceDataModule."
+        )
     # Matrices alone: biases, statistics and calibration are few, and not all of them fit 16 bits.
     tensors = {
         name: value.half().contiguous() if value.ndim > 1 else value.contiguous()

@@ -1,29 +1,34 @@
-"""The command line: finds the command, and turns what goes wrong into sentences.
+"""The command line: a name for each command, and the one place that makes an error a line."""
 
-Nothing heavy is imported before the command is known.
-"""
-
-import argparse
 import errno
+import importlib
 import io
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from inspect import signature
+from pathlib import Path
+from typing import Any, get_origin
 
 from agr_lightning import __version__
-from agr_lightning.messages import UserError, did_you_mean
+from agr_lightning.messages import OneLineErrors, UserError, console_logging, did_you_mean, one_line
 
+# To add a command, write a function with typed arguments and a docstring, and name it here: its signature becomes its
+# options. Nothing is imported before the command is known. Those without a function are a Trainer's.
 COMMANDS = {
-    "fit": "train a network, then test its best checkpoint",
-    "validate": "measure a checkpoint on the validation images",
-    "test": "measure a checkpoint on the test images: results.json and figures",
-    "predict": "find the faces in photos and videos, and predict for each: predictions.csv",
-    "app": "a web page on this machine: drop photos, see faces and answers",
-    "audit": "say what is wrong with a data folder",
-    "compare": "one table of tested runs: figures, groups, size and speed",
-    "export": "a checkpoint's network in one file that travels: ONNX or safetensors",
-    "report": "a page and a model card of a tested run: report.html, MODEL_CARD.md",
+    "fit": ("train a network, then test its best checkpoint", None),
+    "validate": ("measure a checkpoint on the validation images", None),
+    "test": ("measure a checkpoint on the test images: results.json and figures", None),
+    "predict": ("find the faces in photos and videos, and predict for each: predictions.csv", None),
+    "audit": ("list what is wrong with a data folder", "agr_lightning.data.audit:audit"),
+    "compare": (
+        "one table of tested runs: figures, groups, size and speed",
+        "agr_lightning.evaluation.compare:compare",
+    ),
+    "report": ("a page and a model card of a tested run", "agr_lightning.evaluation.report:report"),
+    "export": ("a checkpoint's network in one file: ONNX or safetensors", "agr_lightning.inference.export:export"),
+    "app": ("a web page on this machine: drop photos, see faces and predictions", "agr_lightning.app:app"),
 }
 
 _PROGRAM = "python -m agr_lightning"
@@ -33,35 +38,42 @@ _HELP = f"""usage: {_PROGRAM} COMMAND [options]
 Age in years, gender and race from face images: train, measure and use one network.
 
 commands:
-{chr(10).join(f"  {name:10}{text}" for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:10}{text}" for name, (text, _) in COMMANDS.items())}
 
-  {_PROGRAM} COMMAND --help   all options of a command
+  {_PROGRAM} COMMAND --help    all options of a command
+  {_PROGRAM} COMMAND --debug   where an error comes from
   {_PROGRAM} --version
 
 start here, without any data:
   {_PROGRAM} fit --config configs/quickstart.yaml
 """
 
+# Options of `predict` that need no Trainer, and so no Lightning.
+_WITHOUT_TRAINER = ("help", "data.predict_path", "data.batch_size", "ckpt_path")
 
-def main(args: Sequence[str] | None = None) -> int:
+
+def main(args: Sequence[str] | None = None, **classes: type) -> int:
     """Runs one command.
 
     Args:
         args: the command and its options; None for those of this process.
+        **classes: ``model_class``, a subclass of ``AGRModule`` for the commands of a Trainer.
 
     Returns:
         The exit code: 0; 1 for an error while running; 2 for a command line that cannot be understood.
     """
-    args = list(sys.argv[1:] if args is None else args)
+    words = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
-    if not args or args[0] in ("-h", "--help"):
+    if not words or words[0] in ("-h", "--help"):
         print(_HELP, end="")
-        return 0 if args else 2
-    if args[0] == "--version":
+        return 0 if words else 2
+    if words[0] == "--version":
         print(f"agr_lightning {__version__}")
         return 0
-    command, *options = args
+    command, *options = words
     if command not in COMMANDS:
         kind = "option" if command.startswith("-") else "command"
         known = ("--help", "--version") if kind == "option" else COMMANDS
@@ -69,167 +81,84 @@ def main(args: Sequence[str] | None = None) -> int:
             f"no {kind} is called '{command}'{did_you_mean(command, known)}; commands: {', '.join(COMMANDS)}.", 2
         )
     try:
-        return _run(command, options)
-    except UserError as error:
-        # A loader worker's error arrives with the worker's traceback in front of it.
-        return _fail(str(error).rpartition("UserError: ")[2].strip())
+        with console_logging():
+            _run(command, _as_text(options), classes)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
     except BrokenPipeError:
         # Whoever read the output has gone; nothing is left to tell them.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            if error.filename is None:
-                raise
-            return _fail(f"{os.fsdecode(error.filename)}: {error.strerror}.")
+    except Exception as error:
+        if debug:
+            raise
+        return _fail(_describe(error))
+    return 0
+
+
+def _run(command: str, options: list[str], classes: dict[str, type]) -> None:
+    _, function = COMMANDS[command]
+    if command == "predict" and not _needs_trainer(options):
+        function = "agr_lightning.inference.predict:predict"
+    if function is None:
+        from agr_lightning.training_cli import run
+
+        run(command, options, **classes)
+        return
+    module, _, name = function.partition(":")
+    found = _call(command, getattr(importlib.import_module(module), name), options)
+    if found is not None:
+        print(found)
+
+
+def _call(command: str, function: Callable[..., Any], options: list[str]) -> Any:
+    """Calls a function with what the command line says; its signature and docstring are the options and their help."""
+    from jsonargparse import ArgumentParser, auto_cli
+
+    first = next(iter(signature(function).parameters.values()))
+    if get_origin(first.annotation) is list and first.default is first.empty:
+        # Several words for a list: `compare RUN RUN`.
+        count = next((i for i, word in enumerate(options) if word.startswith("-")), len(options))
+        options = [json.dumps(options[:count]), *options[count:]] if count else options
+    parser = type("Parser", (OneLineErrors, ArgumentParser), {})
+    return auto_cli(function, args=options, prog=f"{_PROGRAM} {command}", parser_class=parser, allow_abbrev=False)
+
+
+def _needs_trainer(options: list[str]) -> bool:
+    """Whether there is an option of `predict` that only a Trainer knows."""
+    names = {word.split("=")[0].removeprefix("--") for word in options if word.startswith("--")}
+    return any(
+        "." in name or name in ("config", "print_config", "seed_everything") for name in names - set(_WITHOUT_TRAINER)
+    )
+
+
+def _as_text(options: list[str]) -> list[str]:
+    """Marks files whose names YAML would read as nothing, such as ``null`` or ``#1``, as files."""
+    marked = []
+    for word in options:
+        name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        is_file = (value.startswith("#") or value.lower() == "null") and Path(value).exists()
+        marked.append(f"{name}{equals}./{value}" if is_file else word)
+    return marked
+
+
+def _describe(error: Exception) -> str:
+    """An error in one line."""
+    text = str(error)
+    if isinstance(error, UserError):
+        # A loader worker's error arrives with the worker's traceback in front of it.
+        return text.rpartition("UserError: ")[2].strip()
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" at {os.fsdecode(error.filename)}" if error.filename else ""
-        return _fail(
-            f"the disk is full{where}: free some space, or write elsewhere with --trainer.default_root_dir "
-            "(runs) and --data.cache_dir (decoded images)."
+        return (
+            f"the disk is full{where}: free some space, or write elsewhere with --trainer.default_root_dir (runs) and "
+            "--data.cache_dir (decoded images)."
         )
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-
-
-def _run(command: str, options: list[str]) -> int:
-    if command in _PLAIN:
-        return _PLAIN[command](options)
-    from agr_lightning.trainer_run import run
-
-    run(command, options)
-    return 0
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} ({self.prog} --help says more)\n")
-
-
-def _audit(options: list[str]) -> int:
-    parser = _Parser(
-        f"{_PROGRAM} audit",
-        description="Counts a data folder by age band, gender and race; lists files that are no samples, photos that "
-        "are there more than once, and those whose labels disagree.",
-    )
-    parser.add_argument("dir", metavar="DIR", help="folder of UTKFace images, or their archive")
-    parser.add_argument("--output", metavar="FILE.json", help="write everything that was found to this file")
-    parser.add_argument("--cache_dir", metavar="DIR", help="folder for derived files (default: ~/.cache/agr_lightning)")
-    chosen = parser.parse_args(options)
-
-    from agr_lightning.audit import audit
-
-    print(audit(chosen.dir, chosen.output, chosen.cache_dir))
-    return 0
-
-
-def _app(options: list[str]) -> int:
-    parser = _Parser(
-        f"{_PROGRAM} app",
-        description="Opens a page in the browser: drop photos on it or use the camera, see each face with age, gender "
-        "and race, and download the table. Photos stay in memory, on this machine, until the page is closed.",
-    )
-    parser.add_argument(
-        "--ckpt_path",
-        metavar="FILE",
-        help=".onnx or .safetensors file, checkpoint, run folder, best, last, or small: the small network that comes "
-        "along (default: the other one that does)",
-    )
-    parser.add_argument("--port", type=int, default=8501, metavar="N", help="port to listen on (default: 8501)")
-    parser.add_argument(
-        "--address", default="localhost", help="address to listen on; 0.0.0.0 lets others in (default: localhost)"
-    )
-    parser.add_argument("--no_browser", action="store_true", help="do not open a browser")
-    chosen = parser.parse_args(options)
-
-    from agr_lightning.app_server import serve
-
-    serve(chosen.ckpt_path, chosen.address, chosen.port, browser=not chosen.no_browser)
-    return 0
-
-
-def _compare(options: list[str]) -> int:
-    parser = _Parser(
-        f"{_PROGRAM} compare",
-        description="Compares tested runs: each task with its 95 % interval, worst groups, parameters, multiply-adds, "
-        "size of the weights, and time on a CPU, which is measured now, of all runs in turns. Runs of different test "
-        "sets get tables of their own.",
-    )
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folder with a results.json, or that file")
-    parser.add_argument("--output", metavar="DIR", help="write comparison.md, comparison.csv and comparison.png there")
-    chosen = parser.parse_args(options)
-
-    from agr_lightning.evaluation.compare import compare
-
-    print(compare(chosen.runs, chosen.output), end="")
-    return 0
-
-
-def _report(options: list[str]) -> int:
-    parser = _Parser(
-        f"{_PROGRAM} report",
-        description="Writes a page that opens offline, report.html, and a model card, MODEL_CARD.md, into the folder "
-        "of a tested run: figures with intervals, groups, calibration, how it was trained, what it is for and not.",
-    )
-    parser.add_argument("run", metavar="RUN", help="run folder with a results.json, or that file")
-    parser.add_argument(
-        "--no_faces", action="store_true", help="leave the grids of photos out, for a page that can be passed on"
-    )
-    chosen = parser.parse_args(options)
-
-    from agr_lightning.evaluation.report import write_report
-
-    for path in write_report(chosen.run, faces=not chosen.no_faces):
-        print(path)
-    return 0
-
-
-def _predict(options: list[str]) -> int:
-    options = [option.replace("--min-size", "--min_size") for option in options]
-    from agr_lightning import predict_cli
-
-    if predict_cli.needs_trainer(options):
-        from agr_lightning.trainer_run import run
-
-        run("predict", options)
-    else:
-        predict_cli.run(options)
-    return 0
-
-
-def _export(options: list[str]) -> int:
-    parser = _Parser(
-        f"{_PROGRAM} export",
-        description="Writes the network of a checkpoint into one file that loads without running code. FILE.onnx: "
-        "resizing, normalisation and calibration included, for onnxruntime and everything else that runs ONNX; it is "
-        "kept only if its answers are those of the checkpoint. FILE.safetensors: weights in 16 bits, for --ckpt_path "
-        "of test and predict and for --model.weights; test then leaves out what they have seen.",
-    )
-    parser.add_argument(
-        "--ckpt_path",
-        metavar="FILE",
-        help="checkpoint, run folder, best, last, or small: the small network that comes with this project (default: "
-        "the other one that does)",
-    )
-    parser.add_argument("--output", metavar="FILE", required=True, help="the .onnx or .safetensors file to write")
-    parser.add_argument("--images", metavar="FOLDER", help="faces to compare the answers by (default: drawn cards)")
-    parser.add_argument("--half", action="store_true", help="store an ONNX file's weights in 16 bits")
-    chosen = parser.parse_args(options)
-
-    from agr_lightning.inference.export import export
-
-    print(export(chosen.ckpt_path, chosen.output, chosen.images, chosen.half))
-    return 0
-
-
-# The commands that are not LightningCLI's.
-_PLAIN: dict[str, Callable[[list[str]], int]] = {
-    "app": _app,
-    "audit": _audit,
-    "compare": _compare,
-    "export": _export,
-    "predict": _predict,
-    "report": _report,
-}
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}."
+    if type(error).__name__ == "OutOfMemoryError":
+        return "the device is out of memory: use a smaller --data.batch_size or --data.image_size."
+    return f"{one_line(text) or 'no message'} ({type(error).__name__}; --debug shows where)"
 
 
 def _fail(message: str, code: int = 1) -> int:

@@ -3,18 +3,14 @@
 import contextlib
 import errno
 import glob
-import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
-
-import numpy as np
-from numpy.typing import NDArray
 
 from agr_lightning.messages import UserError
 
@@ -30,11 +26,6 @@ def user_path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise UserError(f"{text}: nobody here has such a home folder.") from None
-
-
-def named_files(option: str | list[str] | None) -> list[str]:
-    """The files that an option names which takes none, one or several."""
-    return [option] if isinstance(option, str) else list(option or [])
 
 
 def check_readable(path: Path, option: str) -> None:
@@ -63,12 +54,6 @@ def cache_folder(cache_dir: str | None) -> Path:
     return folder
 
 
-def name_digests(names: Iterable[str]) -> NDArray[np.int64]:
-    """A number for each file name, whatever its folder, int64 ``(n,)``; two names share one with a chance of 2^-64."""
-    plain = (name.rpartition("/")[2].encode("utf-8", "surrogateescape") for name in names)
-    return np.array([int.from_bytes(hashlib.sha256(name).digest()[:8], signed=True) for name in plain], np.int64)
-
-
 def walk_files(folder: Path) -> Iterator[str]:
     """Paths below ``folder`` of all files in it, through links too, each real folder once."""
     seen = set()
@@ -87,24 +72,15 @@ def walk_files(folder: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears under its name only when the block ends without an error."""
-    _sweep(path)
+    partial = _partial(path)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with partial.open("xb") as file:
             yield file
-        # mkstemp makes private files; these are for everyone the folder is for.
-        partial.chmod(0o666 & ~_umask())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from None
-    except BaseException:
+    finally:
         partial.unlink(missing_ok=True)
-        raise
 
 
 def atomic_text(path: Path, text: str) -> None:
@@ -124,10 +100,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     When another process made the same folder meanwhile, that one stays.
     """
-    _sweep(path)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    partial = _partial(path)
+    partial.mkdir()
     try:
-        partial.chmod(0o777 & ~_umask())
         yield partial
         try:
             partial.rename(path)
@@ -138,19 +113,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _sweep(path: Path) -> None:
-    """Removes what killed processes have left of earlier attempts at the same file or folder."""
-    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+def _partial(path: Path) -> Path:
+    """A name beside ``path`` that nobody else has; what killed processes have left under such names is removed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         with contextlib.suppress(OSError):
-            if time.time() - partial.stat().st_mtime < _ABANDONED:
-                continue
-            if partial.is_dir():
-                shutil.rmtree(partial)
-            else:
-                partial.unlink()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")

@@ -1,7 +1,13 @@
-"""The one exception whose text is written for the person at the command line."""
+"""What the project tells its users: errors with a cure, and the log on the console."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NoReturn
 
 
 class UserError(Exception):
@@ -10,10 +16,99 @@ class UserError(Exception):
 
 def needs(library: str, extra: str) -> str:
     """Returns the words for a library that is missing, and how to get the extra that brings it."""
-    return f"needs {library}: uv sync --all-extras, or pip install -e '.[{extra}]'"
+    return f"needs {library}: uv sync --all-extras, or pip install 'agr-lightning[{extra}]'"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Returns `` (did you mean 'x'?)`` for the known word nearest to ``word``, or an empty string."""
+    """Returns `` (did you mean 'x'?)`` for the known word nearest to ``word``, or an empty string.
+
+    Example:
+        >>> did_you_mean("resnet81", ["agr_cnn", "resnet18"])
+        " (did you mean 'resnet18'?)"
+    """
     nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean '{nearest[0]}'?)" if nearest else ""
+
+
+def one_line(text: object, limit: int = 300) -> str:
+    """A message in one line, without control characters, cut where it is too long to be read."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+class OneLineErrors:
+    """For parsers of jsonargparse: an unknown option is named with the one that was meant; the rest is the library's."""
+
+    given: Sequence[str] = ()
+    get_defaults: Callable[..., Any]
+
+    def parse_args(self, args: Sequence[str], *more: Any, **named: Any) -> Any:
+        """Remembers what was given."""
+        self.given = args
+        return super().parse_args(args, *more, **named)  # type: ignore[misc]
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints one line to stderr and exits with code 2."""
+        known = [
+            f"--{name}" for name in ("config", "help", "print_config", *self.get_defaults(skip_validation=True).keys())
+        ]
+        for option in (word.split("=")[0].removesuffix("+") for word in self.given if word.startswith("--")):
+            if not any(
+                option == each or each.startswith(f"{option}.") or option.startswith(f"{each}.") for each in known
+            ):
+                message = f"no option is called '{option}'{did_you_mean(option, known)}; --help lists them all."
+                break
+        print(f"error: {one_line(message, 600)}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+# What Lightning and torch log or warn of on every run of some kind, where nothing is wrong or to be done.
+_ROUTINE = re.compile(
+    r"GPU available|TPU available|HPU available|.*Tip: |Seed set to|Restoring states from|Restored all states|"
+    r"Loaded model weights|.*You are using a CUDA device|LOCAL_RANK: |Initializing distributed|-{20}|"
+    r"distributed_backend=|All distributed processes|.*isinstance\(treespec, LeafSpec\)|"
+    r".*args parameter is intended to run from within Python|.*does not have many workers|"
+    r".*it is recommended to use `Trainer\(devices=1|.*callbacks used to create the checkpoint need to be provided|"
+    r".*Grad strides do not match bucket view strides|.*resuming from a checkpoint that ended before the epoch ended|"
+    r".*Checkpoint directory .* exists and is not empty|.*number of training batches .* is smaller than the logging|"
+    r".*Precision .* is not supported by the model summary|.*Detected call of `lr_scheduler.step\(\)` before",
+    re.DOTALL,
+)
+
+
+class _Console(logging.Handler):
+    """Prints what the project logs on the first process, without tearing progress bars apart."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from lightning_utilities.core.rank_zero import rank_zero_only
+        from tqdm import tqdm
+
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            prefix = "warning: " if record.levelno >= logging.WARNING else ""
+            tqdm.write(prefix + record.getMessage(), file=sys.stdout)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not _ROUTINE.match(record.getMessage().strip())
+
+
+@contextlib.contextmanager
+def console_logging() -> Iterator[None]:
+    """Shows what the project and its libraries log while the block runs, without what every run repeats."""
+    ours, console = logging.getLogger("agr_lightning"), _Console()
+    level = ours.level
+    ours.addHandler(console)
+    ours.setLevel(logging.INFO)
+    libraries = [each for name in ("pytorch", "fabric") for each in logging.getLogger(f"lightning.{name}").handlers]
+    for handler in libraries:
+        handler.addFilter(_is_news)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", _ROUTINE.pattern)
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"jsonargparse.*|lightning.*")
+            yield
+    finally:
+        ours.removeHandler(console)
+        ours.setLevel(level)
+        for handler in libraries:
+            handler.removeFilter(_is_news)

@@ -1,4 +1,4 @@
-"""What lies in a run folder, by name, and how its results are read."""
+"""What lies in a run folder, by name; how run folders are numbered, and how their results are read."""
 
 import contextlib
 import json
@@ -32,43 +32,22 @@ def run_name(run: Path) -> str:
     return path.name if path.name != "version_0" else f"{path.parent.parent.name}/{path.name}"
 
 
-def run_of(checkpoint: Path) -> Path:
-    """The run folder that a checkpoint lies in, if it is where it was written."""
-    # Named from inside its folder, a file has no parents in its name.
-    return (checkpoint if len(checkpoint.parts) > 2 else checkpoint.resolve()).parent.parent
-
-
 def number_of(run: Path) -> int | None:
     """N of a folder ``version_N``; None for another name."""
     number = run.name.removeprefix("version_")
     return int(number) if number.isdecimal() else None
 
 
-def run_number(checkpoint: Path, root: Path) -> int | None:
-    """N, when a checkpoint lies in the run folder ``version_N`` under ``root``; None when elsewhere."""
-    run = run_of(checkpoint.resolve())
-    return number_of(run) if run.parent == (root / RUNS_FOLDER).resolve() else None
-
-
 def reserve_run(root: Path) -> int:
-    """Makes the folder of the next run, which no other process then takes, and returns its number.
-
-    Raises:
-        UserError: when it cannot be made.
-    """
+    """Makes the folder of the next run under ``root``, which no other process then takes, and returns its number."""
     runs = root / RUNS_FOLDER
-    try:
-        runs.mkdir(parents=True, exist_ok=True)
-        number = max((n + 1 for run in runs.glob("version_*") if (n := number_of(run)) is not None), default=0)
-        while True:
-            with contextlib.suppress(FileExistsError):
-                (runs / f"version_{number}").mkdir()
-                return number
-            number += 1
-    except OSError as error:
-        raise UserError(
-            f"no run folder can be made in {runs} ({error.strerror}); choose a place with --trainer.default_root_dir."
-        ) from None
+    runs.mkdir(parents=True, exist_ok=True)
+    number = max((n + 1 for run in runs.glob("version_*") if (n := number_of(run)) is not None), default=0)
+    while True:
+        with contextlib.suppress(FileExistsError):
+            (runs / f"version_{number}").mkdir()
+            return number
+        number += 1
 
 
 def read_results(run: str) -> tuple[Path, dict[str, Any]]:
@@ -90,7 +69,7 @@ def read_results(run: str) -> tuple[Path, dict[str, Any]]:
             "that this makes."
         )
     try:
-        results = json.loads(path.read_text())
+        results = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError):
         raise not_ours(path) from None
     if not isinstance(results, dict):
@@ -99,5 +78,5 @@ def read_results(run: str) -> tuple[Path, dict[str, Any]]:
 
 
 def not_ours(path: Path) -> UserError:
-    """What to say of results that cannot be understood."""
+    """The error for results that cannot be understood."""
     return UserError(f"{path} is not a {RESULTS_FILE} of this version of the project: test the run's checkpoint again.")

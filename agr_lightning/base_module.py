@@ -1,0 +1,121 @@
+"""What a module keeps in its checkpoints beside weights: what it is, what it has seen, and how it was calibrated."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import lightning
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agr_lightning.checkpoints import KEY, NETWORK_PREFIX, TrainedNetwork, describe
+from agr_lightning.messages import UserError
+from agr_lightning.models.losses import JointLoss
+from agr_lightning.models.network import AGRNetwork
+from agr_lightning.optimization import describe_schedule
+
+_CALIBRATION = f"{NETWORK_PREFIX}calibration."
+
+
+class CheckpointedModule(lightning.LightningModule):
+    """A module around an ``AGRNetwork`` whose checkpoints are those of a ``TrainedNetwork``.
+
+    Attributes:
+        network: of the subclass.
+        loss: likewise.
+        training_images: fingerprints of the images that its weights had learned from before this training began, int64
+            ``(n,)``; None where nobody knows.
+        validation_images: likewise, of those that chose and calibrated them.
+        loaded_from: what the weights were loaded from; empty for those of a training.
+        checkpoint_epoch: of which the loaded weights are.
+        fitted_calibration: what the last validation of a training measured.
+        resumed_schedule: that of the run that is resumed, see ``optimization.check_resumed``.
+    """
+
+    network: AGRNetwork
+    loss: JointLoss
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.training_images: NDArray[np.int64] | None = np.empty(0, np.int64)
+        self.validation_images: NDArray[np.int64] | None = np.empty(0, np.int64)
+        self.loaded_from = ""
+        self.checkpoint_epoch: int | None = None
+        self.fitted_calibration: dict[str, Tensor] = {}
+        self.resumed_schedule: dict[str, str | int] = {}
+
+    def take(self, trained: TrainedNetwork) -> None:
+        """Takes over a trained network of the same form, and what is known of its training.
+
+        Raises:
+            UserError: when it is a network of another form.
+        """
+        try:
+            self.network.load_state_dict(trained.state)
+        except RuntimeError:
+            held, asked = trained.config.to_dict(), self.network.config.to_dict()
+            names = ", ".join(f"{name} {held[name]}, not {asked[name]}" for name in held if held[name] != asked[name])
+            raise UserError(f"{trained.name} is another network than the options describe: {names}.") from None
+        self.training_images, self.validation_images = trained.training_images, trained.validation_images
+        self.loaded_from, self.checkpoint_epoch = trained.name, trained.epoch
+
+    def add_training_images(self, images: NDArray[np.int64] | None) -> None:
+        """Remembers what others have seen from whom this module learns; None where nobody knows."""
+        known = (self.training_images, images)
+        self.training_images = None if known[0] is None or known[1] is None else np.union1d(*known)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """Reads a module and its weights; what they were initialised from is not needed any more."""
+        options = {"pretrained": False, "weights": None} | kwargs
+        module = super().load_from_checkpoint(checkpoint_path, *args, **options)
+        module.loaded_from = str(checkpoint_path)
+        return module
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        facts = describe(self.network.config, dict(getattr(data, "hparams", {})), checkpoint["epoch"])
+        seen = [None if images is None else torch.from_numpy(images) for images in self._seen_so_far()]
+        images = dict(zip(("training_images", "validation_images"), seen, strict=True))
+        checkpoint[KEY] = facts | images | {"schedule": describe_schedule(self.trainer)}
+        for name, value in self.fitted_calibration.items():
+            checkpoint["state_dict"][_CALIBRATION + name] = value  # not what a callback has made of it by averaging
+
+    def on_fit_end(self) -> None:
+        self.training_images, self.validation_images = self._seen_so_far()
+
+    def _seen_so_far(self) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
+        """Training and validation images, those of the training that goes on among them."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.training_images is None or not hasattr(data, "fingerprints"):
+            return None, None
+        return np.union1d(self.training_images, data.fingerprints("train")), np.unique(data.fingerprints("val"))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        facts, state = checkpoint.get(KEY), checkpoint["state_dict"]
+        if not isinstance(facts, dict):
+            raise UserError("the checkpoint was not written by this version of the project.")
+        trainer = self._trainer  # there is none under load_from_checkpoint
+        fitting = trainer is not None and trainer.state.fn == "fit"
+        if (
+            trainer is not None
+            and not fitting
+            and self.loaded_from
+            and "hpc_ckpt_" in Path(str(trainer.ckpt_path)).name
+        ):
+            # Lightning takes what SLURM's requeueing left behind for the weights that a command names.
+            checkpoint["state_dict"] = self.state_dict()
+            return
+        training, validation = (facts.get(f"{name}_images") for name in ("training", "validation"))
+        self.training_images = None if training is None else training.numpy()
+        self.validation_images = None if validation is None else validation.numpy()
+        self.checkpoint_epoch = int(checkpoint["epoch"])
+        self.fitted_calibration = {
+            name.removeprefix(_CALIBRATION): value for name, value in state.items() if name.startswith(_CALIBRATION)
+        }
+        if fitting:
+            self.resumed_schedule = facts.get("schedule", {})
+            state["loss.race_weights"] = self.loss.race_weights.clone()  # what the options say now
+        else:  # a callback that averages weights would put those of the last step in
+            checkpoint.pop("callbacks", None)

@@ -1,0 +1,283 @@
+"""The commands of a Trainer: fit, validate, test, and predict where an option needs one. LightningCLI with names."""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.fabric.utilities import rank_zero_only
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from agr_lightning.callbacks import PredictionWriter, ResultsWriter, training_callbacks
+from agr_lightning.checkpoints import TrainedNetwork, load_trained
+from agr_lightning.datamodule import UTKFaceDataModule
+from agr_lightning.inference.photos import PhotoOptions
+from agr_lightning.inference.predict import OutputOptions
+from agr_lightning.messages import OneLineErrors, UserError
+from agr_lightning.module import AGRModule
+from agr_lightning.run_folder import AtomicCheckpointIO, BestCheckpoint, ConfigWriter, run_folder
+from agr_lightning.runs import (
+    BEST,
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    LAST,
+    RESULTS_FILE,
+    RUNS_FOLDER,
+    SPLITS_FOLDER,
+    number_of,
+    reserve_run,
+)
+
+_log = logging.getLogger(__name__)
+
+DESCRIPTIONS = {
+    "fit": "Trains a network, keeps the best weights by val/loss and the last ones, and tests the best. Options of a "
+    "YAML file given with --config are overridden by later files, and all files by options given here.",
+    "validate": "Measures a checkpoint on the validation images of its own run, or of those that the options name.",
+    "test": "Measures a checkpoint on the test images of its own run, or of those that the options name: results.json "
+    "with 95 % intervals and groups, and figures. The figures do not depend on the number of devices.",
+    "predict": "Finds the faces in photos and videos, and predicts for each: predictions.csv, with at least one row "
+    "for every input. Where no option needs a Trainer, it does without Lightning, which is quicker.",
+}
+
+_CKPT_PATH = (
+    "checkpoint to load: a file, a run folder (for its best), 'best' or 'last' of the newest run in lightning_logs, an "
+    "exported file, or 'agr' or 'small' for a shipped network. fit resumes it, in its own folder; test and predict take "
+    "agr where none is named. Its model and data options become the defaults."
+)
+
+# Options of a checkpoint that are about the machine of those who trained it.
+_NOT_OF_CHECKPOINTS = ("data.cache_dir", "data.predict_path", "data.num_workers", "model.weights", "model.pretrained")
+
+
+class AGRArgumentParser(OneLineErrors, LightningArgumentParser):
+    """LightningCLI's parser, with errors in one line."""
+
+    def parse_path(self, cfg_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
+        """Reads a file of options; one whose aliases could refer to themselves, or grow without end, is refused."""
+        try:
+            with Path(cfg_path).open("rb") as file:
+                if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(file)):
+                    self.error(f"--config {cfg_path}: YAML aliases (*name) are not supported; write the options out.")
+        except yaml.YAMLError as error:
+            self.error(f"--config {cfg_path}: not valid YAML: {error}")
+        found: Namespace = super().parse_path(cfg_path, *args, **kwargs)
+        return found
+
+
+class AGRCommandLine(LightningCLI):
+    """LightningCLI for one command, with checkpoints that users can name by role."""
+
+    def __init__(self, command: str, options: Sequence[str], model_class: type[AGRModule]) -> None:
+        self.command = command
+        super().__init__(
+            model_class,
+            UTKFaceDataModule,
+            args=list(options),
+            run=False,
+            parser_class=AGRArgumentParser,
+            parser_kwargs={
+                "prog": f"python -m agr_lightning {command}",
+                "description": DESCRIPTIONS[command],
+                "allow_abbrev": False,
+            },
+            save_config_callback=None,
+            seed_everything_default=42,
+            # Keeps hyperparameters as the constructors get them: plain values.
+            load_from_checkpoint_support=False,
+            auto_configure_optimizers=False,
+            trainer_defaults={"max_epochs": 20, "log_every_n_steps": 10, "use_distributed_sampler": False},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("data.image_size", "model.image_size")
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help=_CKPT_PATH)
+        if self.command == "fit":
+            parser.add_argument(
+                "--test_after_fit",
+                type=bool,
+                default=True,
+                help="test the best checkpoint when training ends, and write results.json and figures",
+            )
+        if self.command == "predict":
+            for options in (PhotoOptions, OutputOptions):
+                parser.add_class_arguments(options)
+            for field in dataclasses.fields(PhotoOptions):
+                parser.link_arguments(field.name, f"data.photos.{field.name}")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses twice where a checkpoint is named: what it was trained with becomes the defaults."""
+        self.config = parser.parse_args([arg for arg in args if not arg.startswith("--print_config")])
+        self.root = Path(self.config.trainer.default_root_dir or ".")
+        self.trained: TrainedNetwork | None = None
+        if self.config.ckpt_path is None and self.command == "validate":
+            raise UserError(f"`validate` needs weights: give --ckpt_path FILE, a run folder, '{BEST}' or '{LAST}'.")
+        if self.config.ckpt_path is not None or self.command in ("test", "predict"):
+            self.trained = load_trained(self.config.ckpt_path, self.root)
+            if self.trained.exported and self.command == "fit":
+                raise UserError(
+                    f"--ckpt_path {self.trained.name} holds weights, but no run to resume: start a new one from them "
+                    "with --model.weights."
+                )
+            parser.set_defaults(self._options_of(self.trained, parser))
+        self.config = parser.parse_args(args)
+        if self.trained is not None:
+            self.config.ckpt_path = self.trained.name
+
+    def _options_of(self, trained: TrainedNetwork, parser: AGRArgumentParser) -> dict[str, Any]:
+        """What a checkpoint was trained with, as defaults of the options; its own split first of all."""
+        stored = {name: value for name, value in trained.options().items() if name not in _NOT_OF_CHECKPOINTS}
+        for task, weight in (stored.pop("model.loss_weights", None) or {}).items():
+            stored[f"model.loss_weights.{task}"] = weight
+        if self.config.data.root is not None:
+            stored.pop("data.synthetic", None)
+        if self.config.data.synthetic:
+            stored.pop("data.root", None)
+        lists = trained.path.resolve().parents[1] / SPLITS_FOLDER
+        same_images = self.config.data.synthetic in (0, stored.get("data.synthetic", 0))
+        if (lists / "test.txt").is_file() and same_images and not trained.exported:
+            stored["data.split"] = os.path.relpath(lists)
+        known = parser.get_defaults(skip_validation=True)
+        return {name: value for name, value in stored.items() if name in known}
+
+    def instantiate_classes(self) -> None:
+        whole = self.config
+        if self.command == "fit" and self.trained is not None:
+            # The checkpoint's weights replace the initial ones, which may be gone.
+            self.config = whole.clone()
+            self.config.model.update({"weights": None, "pretrained": False})
+        super().instantiate_classes()
+        self.config = whole
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds what a run folder needs: its logger, its callbacks, and checkpoints that are whole."""
+        options = self.config_init.trainer
+        keeps = not (options.fast_dev_run or options.barebones)
+        callbacks = [*(options.callbacks or [])]
+        if options.logger in (None, True) and keeps:
+            kwargs["logger"] = self._logger()
+        if keeps:
+            callbacks += self._callbacks(bool(kwargs.get("logger", options.logger)))
+        if options.enable_checkpointing is False or not keeps:
+            callbacks = [each for each in callbacks if not isinstance(each, ModelCheckpoint)]
+        plugins = options.plugins if isinstance(options.plugins, list) else [options.plugins] if options.plugins else []
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, AtomicCheckpointIO()]
+        return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
+
+    def _logger(self) -> TensorBoardLogger:
+        """TensorBoard in the next run folder, or in that of the run that is resumed."""
+        version = None
+        if self.command == "fit" and self.trained is not None:
+            run = self.trained.path.resolve().parents[1]
+            version = number_of(run) if run.parent == (self.root / RUNS_FOLDER).resolve() else None
+        if version is None and getattr(rank_zero_only, "rank", 0) == 0:
+            version = reserve_run(self.root)
+        return TensorBoardLogger(self.root.resolve(), RUNS_FOLDER, version, default_hp_metric=False)
+
+    def _callbacks(self, logged: bool) -> list[Callback]:
+        saved = self.config.clone()
+        saved.ckpt_path = None if self.command == "fit" else saved.ckpt_path  # a resumed run is repeated from its start
+        config = ConfigWriter(self.parser.dump(saved, skip_none=False))
+        if self.command == "predict":
+            output = OutputOptions(
+                **{field.name: self.config[field.name] for field in dataclasses.fields(OutputOptions)}
+            )
+            return [config, PredictionWriter(output)]
+        if self.command == "validate":
+            return [config]
+        if self.command == "test":
+            return [config, ResultsWriter()]
+        return [config, *training_callbacks(logged)]
+
+
+def run(command: str, options: Sequence[str], model_class: type[AGRModule] = AGRModule) -> None:
+    """Runs fit, validate, test or predict.
+
+    Args:
+        command: which of them.
+        options: what follows it on the command line.
+        model_class: ``AGRModule``, or a subclass of it, whose arguments are options too.
+
+    Raises:
+        UserError: for what the user can cure.
+        SystemExit: after --help and --print_config, and with code 2 for options that cannot be understood.
+    """
+    cli = AGRCommandLine(command, options, model_class)
+    trainer, trained = cli.trainer, cli.trained
+    if trained is not None:
+        _log.info(f"Checkpoint   {_short(trained.name)}")
+    if command == "fit":
+        try:
+            trainer.fit(cli.model, cli.datamodule, ckpt_path=None if trained is None else str(trained.path))
+        except SystemExit:  # Lightning's answer to Ctrl-C
+            _log_how_to_resume(trainer)
+            raise KeyboardInterrupt from None
+        _test_best(cli)
+    else:
+        assert trained is not None
+        cli.model.take(trained)
+        method = getattr(trainer, command)
+        method(cli.model, cli.datamodule, **({} if command == "predict" else {"verbose": command == "validate"}))
+        _log_places(trainer, None)
+
+
+def _test_best(cli: AGRCommandLine) -> None:
+    kept = [each for each in cli.trainer.checkpoint_callbacks if isinstance(each, BestCheckpoint)]
+    path = kept[0].best_model_path if kept else ""
+    if cli.config.test_after_fit and path:
+        cli.trainer.test(cli.model, cli.datamodule, ckpt_path=path, verbose=False)
+    elif cli.config.test_after_fit and kept:
+        _log.info(f"No {BEST}.ckpt, since nothing was validated: so nothing is tested either.")
+    _log_places(cli.trainer, path)
+
+
+def _log_places(trainer: Trainer, checkpoint: str | None) -> None:
+    """Where the run's files are, and what to do next."""
+    folder = run_folder(trainer)
+    if folder is None:
+        return
+    _log.info(f"Run folder   {_short(folder)}")
+    if isinstance(trainer.logger, TensorBoardLogger):
+        _log.info(f"Curves       {_PREFIX}tensorboard --logdir {_typed(folder.parent)}")
+    if (folder / RESULTS_FILE).is_file():
+        _log.info(f"Report       {_PREFIX}python -m agr_lightning report {_typed(folder)}")
+    if checkpoint:
+        _log.info(f"Checkpoint   {_short(checkpoint)}")
+        command = f"{_PREFIX}python -m agr_lightning predict --ckpt_path {_typed(checkpoint)}"
+        _log.info(f"Next         {command} --data.predict_path FOLDER")
+
+
+def _log_how_to_resume(trainer: Trainer) -> None:
+    # Not run_folder, which asks the other processes: they may be gone.
+    folder = Path(getattr(trainer.logger, "log_dir", None) or ".")
+    last = folder / CHECKPOINTS_FOLDER / f"{LAST}.ckpt"
+    if last.is_file():
+        config = _typed(folder / CONFIG_FILE)
+        _log.info(f"Resume       {_PREFIX}python -m agr_lightning fit --config {config} --ckpt_path {_typed(last)}")
+
+
+# What a command begins with: what `uv run` started is not on the path without it.
+_PREFIX = "uv run " if "UV_RUN_RECURSION_DEPTH" in os.environ else ""
+
+
+def _typed(path: str | Path) -> str:
+    """The path as it has to be typed in a shell."""
+    return shlex.quote(_short(path))
+
+
+def _short(path: str | Path) -> str:
+    """The path as seen from here; a name that is no path stays as it is."""
+    with contextlib.suppress(ValueError):
+        return str(Path(path).resolve().relative_to(Path.cwd().resolve()))
+    return str(path)
