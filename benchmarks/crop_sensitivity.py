@@ -1,9 +1,9 @@
-"""How much it matters where a face is cropped: the same test images with shifted and scaled boxes, and as finders crop.
+"""How much it matters where a face is cropped: with shifted and scaled boxes, and as face detectors crop.
 
-Shifts and scales are of the side of UTKFace's own crop; what lies beyond it repeats its edge, so that larger boxes and
-shifts lose more here than in a photo. Finders get the crop turned by up to 20 degrees in a larger picture.
+Shifts and scales are shares of the side of UTKFace's own crop; what lies beyond it repeats its edge, so that larger
+boxes and shifts lose more here than in a photo. Detectors get the crop turned by up to 20 degrees in a larger picture.
 
-python benchmarks/crop_sensitivity.py --root UTKFace [--ckpt_path FILE] [--images 1000] [--finder_images 300]
+python benchmarks/crop_sensitivity.py --root UTKFace [--ckpt_path FILE] [--images 1000] [--detector_images 300]
 """
 
 import argparse
@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from score import Score, score, unseen
 
-from agr_lightning.data.images import read_rgb
-from agr_lightning.inference.faces import Face, build_finder, find_faces, square
+from agr_lightning.inference.faces import Face, build_detector, find_faces, square
 from agr_lightning.inference.predictor import Predictor
 
 Image = NDArray[np.uint8]
@@ -36,35 +35,34 @@ MARGINS = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="folder of UTKFace images")
-    parser.add_argument("--ckpt_path", help="default: the network that comes with this project")
+    parser.add_argument("--ckpt_path", help="default: the shipped weights agr")
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--finder_images", type=int, default=300)
+    parser.add_argument("--detector_images", type=int, default=300)
     chosen = parser.parse_args()
-    members = unseen(chosen.root, [chosen.ckpt_path], chosen.images)
-    images = [read_rgb(sample.path) for sample in members]
+    samples, images = unseen(chosen.root, [chosen.ckpt_path], chosen.images)
     predictor = Predictor.load(chosen.ckpt_path)
 
     print(f"\n{len(images):,} images that {predictor.source} has not seen\n")
     print("| box | age MAE (years) | gender | race |\n|---|---|---|---|")
     for name, changes in BOXES.items():
-        scores = [score(predictor, members, [_box(image, *change) for image in images]) for change in changes]
+        scores = [score(predictor, samples, [_box(image, *change) for image in images]) for change in changes]
         mean = Score(*(statistics.mean(getattr(score, task) for score in scores) for task in ("age", "gender", "race")))
         print(f"| {name} | {mean.cells()} |", flush=True)
 
-    some = members[: chosen.finder_images]
+    some = samples[: chosen.detector_images]
     pictures = [_in_a_picture(image, number) for number, image in enumerate(images[: len(some)])]
     print(f"\n{len(some)} of them, turned by up to 20 degrees in pictures of 640x480\n")
-    print("| finder, side of its crop | found | age MAE (years) | gender | race |\n|---|---|---|---|---|")
+    print("| detector, side of its crop | found | age MAE (years) | gender | race |\n|---|---|---|---|---|")
     crops = [face.crop(picture, 200) for picture, face in pictures]
     print(f"| none: as they were put in | {len(some)} | {score(predictor, some, crops).cells()} |")
     for name in ("mtcnn", "haar"):
-        finder = build_finder(name)  # type: ignore[arg-type]
-        assert finder is not None
-        found = [find_faces(finder, picture, 40, 1) for picture, _ in pictures]
-        hits = [place for place, faces in enumerate(found) if faces]
+        detector = build_detector(name)  # type: ignore[arg-type]
+        assert detector is not None
+        found = [find_faces(detector, picture, 40, 1) for picture, _ in pictures]
+        hits = [index for index, faces in enumerate(found) if faces]
         for margin in MARGINS:
-            crops = [_scaled(found[place][0], margin).crop(pictures[place][0], 200) for place in hits]
-            cells = score(predictor, [some[place] for place in hits], crops).cells() if hits else "| |"
+            crops = [_scaled(found[index][0], margin).crop(pictures[index][0], 200) for index in hits]
+            cells = score(predictor, some.iloc[hits], crops).cells() if hits else "| |"
             print(f"| {name}, x {margin:.2f} | {len(hits)} | {cells} |", flush=True)
 
 

@@ -14,15 +14,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from agr_lightning.data.loading import Batch
+from agr_lightning.datamodule import UTKFaceDataModule
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from measure import USE_STOPWATCH, Stopwatch, in_turns, machine, per_second, quietly, show, silence, wait_for_device
 from torch import Tensor
 
-from agr_lightning.data.datamodule import UTKFaceDataModule
-from agr_lightning.data.dataset import Batch
-from agr_lightning.models.backbones import BACKBONES
-from agr_lightning.module import AGRModule, Stage
+from agr_lightning.module import AGRModule
 
 WARM_UP = 5
 
@@ -30,13 +29,16 @@ WARM_UP = 5
 class WithoutMetrics(AGRModule):
     """The training step without metrics."""
 
-    def _step(self, batch: Batch, stage: Stage) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         outputs = self.network(batch.images)
         return self.loss.total(self.loss(outputs, {"age": batch.age, "gender": batch.gender, "race": batch.race}))
 
+    def on_train_epoch_end(self) -> None:
+        pass
+
 
 class WithoutLogging(AGRModule):
-    """The training step with metrics that nobody is told of."""
+    """The training step with metrics that are not logged."""
 
     def log(self, *args: object, **kwargs: object) -> None:
         pass
@@ -45,12 +47,12 @@ class WithoutLogging(AGRModule):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="folder of UTKFace images; without it, drawn cards")
-    parser.add_argument("--backbone", default="agr_cnn", choices=BACKBONES)
+    parser.add_argument("--backbone", default="agr_cnn")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--num_workers", type=int, default=0)
     parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed", "16-mixed"])
-    parser.add_argument("--compile", action="store_true", help="compile the training step on both sides")
+    parser.add_argument("--compile", action="store_true", help="compile the training step of both")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=7)
     chosen = parser.parse_args()
@@ -91,10 +93,10 @@ def bare(chosen: argparse.Namespace, size: int, batch_size: int, steps: int, one
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = UTKFaceDataModule(**_source(chosen), image_size=size, batch_size=batch_size, num_workers=chosen.num_workers)
     data.setup("fit")
-    module = AGRModule(chosen.backbone)
+    module = AGRModule(backbone=chosen.backbone)
     network = module.network.to(device).train()
-    plan: Any = module.optimization.configure(module, network.backbone, total_steps=steps + 1, fused=True)
-    optimizer, schedule = plan["optimizer"], plan["lr_scheduler"]["scheduler"]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.05, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps + 1)
     dtype = torch.float16 if chosen.precision == "16-mixed" else torch.bfloat16
     scaler = torch.amp.GradScaler(device.type, enabled=chosen.precision == "16-mixed")
     forward = torch.compile(network) if chosen.compile else network
@@ -144,7 +146,7 @@ def in_a_trainer(
         use_distributed_sampler=False,
         callbacks=[Stopwatch()],
     )
-    trainer.fit(kind(chosen.backbone), data)
+    trainer.fit(kind(backbone=chosen.backbone), data)
     return Stopwatch.times
 
 
@@ -152,7 +154,7 @@ def fit(chosen: argparse.Namespace, size: int, batch_size: int, steps: int) -> l
     options = [f"--data.{name}={value}" for name, value in _source(chosen).items()]
     options += [f"--data.image_size={size}", f"--data.batch_size={batch_size}"]
     options += [f"--data.num_workers={chosen.num_workers}", f"--model.backbone={chosen.backbone}"]
-    options += [f"--model.compile={chosen.compile}"]
+    options += [f"--model.compile={chosen.compile}", "--trainer.accelerator=auto"]
     options += [f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=0", "--test_after_fit=false"]
     options += [f"--trainer.precision={chosen.precision}", USE_STOPWATCH]
     quietly("fit", *options)

@@ -8,23 +8,21 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
+from agr_lightning.data.loading import Draw, FaceDataset
 from measure import in_turns, show
 from PIL import Image
 from torchvision.transforms import v2
 
 from agr_lightning.data.cache import cached_images
 from agr_lightning.data.cards import draw_cards
-from agr_lightning.data.dataset import FaceDataset
 from agr_lightning.data.index import build_index
-from agr_lightning.data.presets import PRESETS
-from agr_lightning.data.sampling import Draw
 from agr_lightning.data.transforms import Augmentation
 
 BATCH = 64
+PRESETS = ("strong", "light", "none")
 
 
 def main() -> None:
@@ -51,32 +49,32 @@ def main() -> None:
             ]
         )
 
-        def the_usual_way(places: list[int]) -> object:
-            return torch.stack([usual(Image.open(samples.path(i)).convert("RGB")) for i in places])
+        def the_usual_way(indices: list[int]) -> object:
+            return torch.stack([usual(Image.open(samples.path(i)).convert("RGB")) for i in indices])
 
-        sides: dict[str, Callable[[list[int]], object]] = {"PIL and torchvision, file by file": the_usual_way}
-        for preset in PRESETS[::-1]:
-            sides[f"this project, {preset}"] = _pipeline(
+        pipelines: dict[str, Callable[[list[int]], object]] = {"PIL and torchvision, file by file": the_usual_way}
+        for preset in PRESETS:
+            pipelines[f"this project, {preset}"] = _pipeline(
                 FaceDataset(samples, images, Augmentation(preset, chosen.size))
             )
-        sides["copies of ready arrays"] = lambda places: ready[places]
-        rates = in_turns({name: _rate(side, len(samples)) for name, side in sides.items()}, chosen.repeats)
-    show(f"Input at {chosen.size} px, one core", rates, "images a second", next(iter(sides)))
+        pipelines["copies of ready arrays"] = lambda indices: ready[indices]
+        rates = in_turns({name: _rate(pipeline, len(samples)) for name, pipeline in pipelines.items()}, chosen.repeats)
+    show(f"Input at {chosen.size} px, one core", rates, "images a second", next(iter(pipelines)))
 
 
 def _pipeline(dataset: FaceDataset) -> Callable[[list[int]], object]:
     positions = iter(range(10**9))
-    return lambda places: dataset.__getitems__([Draw(0, next(positions), place) for place in places])
+    return lambda indices: dataset.__getitems__([Draw(0, next(positions), index) for index in indices])
 
 
-def _rate(side: Callable[[list[int]], object], size: int, seconds: float = 1.5) -> Callable[[], float]:
+def _rate(pipeline: Callable[[list[int]], object], size: int, seconds: float = 1.5) -> Callable[[], float]:
     batches = _batches(size)
 
     def measure() -> float:
-        side(next(batches))
+        pipeline(next(batches))
         done, start = 0, time.perf_counter()
         while time.perf_counter() - start < seconds:
-            side(next(batches))
+            pipeline(next(batches))
             done += BATCH
         return done / (time.perf_counter() - start)
 

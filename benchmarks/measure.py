@@ -1,7 +1,8 @@
-"""What the benchmarks share: sides measured in turns in one process, and a table of their ratios."""
+"""What the benchmarks share: alternatives measured in turns in one process, and a table of their ratios."""
 
 import contextlib
 import io
+import itertools
 import logging
 import os
 import platform
@@ -61,7 +62,7 @@ def seconds(*arguments: str) -> float:
 
 
 def quietly(*arguments: str) -> None:
-    """Runs a command in this process, and prints what it says only when it fails."""
+    """Runs a command in this process, and prints its output only when it fails."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         code = main(list(arguments))
@@ -69,40 +70,40 @@ def quietly(*arguments: str) -> None:
 
 
 def repeated(root: str | None, count: int, target: Path) -> Path:
-    """A folder of so many images: those of the root, or cards, and again under other names."""
-    samples = build_index(root or str(draw_cards(2000, 0))).samples
+    """A folder of so many images: those of the root, or cards, repeated under other names."""
     target.mkdir()
-    for number in range(count):
-        sample = samples[number % len(samples)]
-        (target / f"{sample.age}_{sample.gender}_{max(sample.race, 0)}_{number:09}.jpg").symlink_to(sample.path)
+    index = build_index(root or str(draw_cards(2000, 0)))
+    for number, sample in zip(range(count), itertools.cycle(index.samples.itertuples()), strict=False):
+        name = f"{sample.age}_{sample.gender}_{max(sample.race, 0)}_{number:09}.jpg"
+        (target / name).symlink_to(index.folder / sample.file)
     return target
 
 
 def silence() -> None:
-    """Keeps Lightning from talking while something is measured."""
+    """Switches off Lightning's messages while something is measured."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
 
 
 def wait_for_device() -> None:
-    """Waits until the GPU, if there is one, has done what it was told to do."""
+    """Waits until the GPU, if there is one, has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def in_turns(sides: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Measures all sides one after the other, so many times: what slows the machine down slows all of them."""
-    found: dict[str, list[float]] = {name: [] for name in sides}
+def in_turns(alternatives: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Measures all one after the other, ``repeats`` times: what slows the machine down slows all of them."""
+    found: dict[str, list[float]] = {name: [] for name in alternatives}
     for _ in range(repeats):
-        for name, side in sides.items():
-            found[name].append(side())
+        for name, measure in alternatives.items():
+            found[name].append(measure())
     return found
 
 
 def show(title: str, found: dict[str, list[float]], unit: str, reference: str) -> None:
-    """Prints a Markdown table: medians, ratios to the reference side of the same round, and that of the best rounds.
+    """Prints a Markdown table: medians, ratios to the reference in the same round, and that of the best rounds.
 
-    Other users of a machine only ever slow a side down, so the best rounds have the least of their noise.
+    Other users of a machine only ever slow things down, so the best rounds have the least of their noise.
     """
     repeats = len(found[reference])
     print(f"\n{title} (n = {repeats}, {machine()})\n")

@@ -17,21 +17,20 @@ import numpy as np
 from measure import in_turns, machine, quietly, repeated, seconds, show, silence
 
 from agr_lightning.data.images import read_rgb, resize
-from agr_lightning.inference.onnx_engine import load_onnx
+from agr_lightning.inference.predictor import load_onnx
 
 BATCH = 64
 COMMAND = (sys.executable, "-m", "agr_lightning", "predict", "--faces", "none")
 
-# What a first answer is compared with: torch, and one forward pass of the network that comes along.
+# What a first answer is compared with: torch, and one forward pass of the shipped network.
 TORCH = """
 import torch
-from agr_lightning.checkpoints import find_checkpoint, read_checkpoint
-from pathlib import Path
-network = read_checkpoint(find_checkpoint(None, Path())).network()
+from agr_lightning.checkpoints import load_trained
+network = load_trained().network()
 network.predict(torch.zeros(1, 3, 96, 96, dtype=torch.uint8))
 """
 
-# Prints the most memory that a process has had, in MB. The usual call counts the process that started it as well.
+# Prints the most memory that a process has had, in MB. resource.getrusage counts the process that started it as well.
 PEAK = """
 import sys
 from agr_lightning.cli import main
@@ -59,8 +58,8 @@ def main() -> None:
 
 
 def _show_rates(count: int, repeats: int) -> None:
-    engine = load_onnx(Path("faces.onnx"))
-    some = np.stack([resize(read_rgb(path), engine.image_size) for path in sorted(Path("photos").iterdir())[:BATCH]])
+    engine, config = load_onnx(Path("faces.onnx"))
+    some = np.stack([resize(read_rgb(path), config.image_size) for path in sorted(Path("photos").iterdir())[:BATCH]])
     engine(some)
 
     def bare() -> float:
@@ -80,12 +79,12 @@ def _show_rates(count: int, repeats: int) -> None:
 
 def _show_first_answers(repeats: int) -> None:
     photo = sorted(Path("photos").iterdir())[0]
-    sides: dict[str, Callable[[], float]] = {
+    alternatives: dict[str, Callable[[], float]] = {
         "import torch, one forward pass": lambda: seconds(sys.executable, "-c", TORCH),
         "predict, weights of torch": lambda: seconds(*COMMAND, "--data.predict_path", str(photo)),
         "predict, ONNX file": lambda: seconds(*COMMAND, "--data.predict_path", str(photo), "--ckpt_path=faces.onnx"),
     }
-    found = in_turns(sides, repeats)
+    found = in_turns(alternatives, repeats)
     base = next(iter(found))
     print(f"\nFirst answer of a cold process, one photo (n = {repeats}, {machine()})\n")
     print(f"| | seconds | ratio to {base} | spread |\n|---|---|---|---|")

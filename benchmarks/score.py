@@ -1,19 +1,18 @@
-"""What the benchmarks of answers share: images that no network has seen, and how wrong it is about them."""
+"""What the benchmarks of accuracy share: images that no network has seen, and the errors on them."""
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from agr_lightning.checkpoints import find_checkpoint, read_checkpoint, seen_images
-from agr_lightning.data.index import build_index
-from agr_lightning.data.samples import Sample
-from agr_lightning.files import name_digests
+from agr_lightning.checkpoints import load_trained
+from agr_lightning.data.images import read_rgb
+from agr_lightning.data.index import build_index, fingerprints
 from agr_lightning.inference.predictor import Predictor
-from agr_lightning.labels import GENDERS, RACES
+from agr_lightning.labels import GENDERS, MISSING, RACES
 
 
 @dataclass(frozen=True)
@@ -26,18 +25,26 @@ class Score:
         return f"{self.age:.2f} | {self.gender:.1f} % | {self.race:.1f} %"
 
 
-def unseen(root: str, named: Sequence[str | None], count: int | None = None) -> list[Sample]:
-    """Labelled images that none of the networks has seen, in an order of its own; so many at most."""
-    seen = np.concatenate([seen_images(read_checkpoint(find_checkpoint(name, Path()))) for name in named])
-    samples = [sample for sample in build_index(root).samples if sample.race >= 0]
-    places = np.flatnonzero(~np.isin(name_digests([sample.name for sample in samples]), seen))
-    return [samples[place] for place in np.random.default_rng(0).permutation(places)[:count]]
+def unseen(
+    root: str, checkpoints: Sequence[str | None], count: int | None = None
+) -> tuple[pd.DataFrame, list[NDArray[np.uint8]]]:
+    """Labelled samples whose photos none of the networks has seen, shuffled; ``count`` at most; and their images."""
+    index = build_index(root)
+    samples = index.samples[index.samples["race"] != MISSING]
+    names = fingerprints(samples["name"])
+    for trained in map(load_trained, checkpoints):
+        assert trained.training_images is not None and trained.validation_images is not None, trained.name
+        seen = np.isin(names, np.concatenate((trained.training_images, trained.validation_images)))
+        keep = ~samples["group"].isin(samples.loc[seen, "group"]).to_numpy()
+        samples, names = samples[keep], names[keep]
+    samples = samples.iloc[np.random.default_rng(0).permutation(len(samples))[:count]]
+    return samples, [read_rgb(index.folder / file) for file in samples["file"]]
 
 
-def score(predictor: Predictor, members: Sequence[Sample], images: Sequence[NDArray[np.uint8]]) -> Score:
-    pairs = list(zip(predictor(images), members, strict=True))
+def score(predictor: Predictor, samples: pd.DataFrame, images: Sequence[NDArray[np.uint8]]) -> Score:
+    pairs = list(zip(predictor(images), samples.itertuples(), strict=True))
     return Score(
-        statistics.mean(abs((answer.age or 0) - member.age) for answer, member in pairs),
-        100 * statistics.mean(answer.gender == GENDERS[member.gender] for answer, member in pairs),
-        100 * statistics.mean(answer.race == RACES[member.race] for answer, member in pairs),
+        statistics.mean(abs((answer.age or 0) - sample.age) for answer, sample in pairs),
+        100 * statistics.mean(answer.gender == GENDERS[sample.gender] for answer, sample in pairs),
+        100 * statistics.mean(answer.race == RACES[sample.race] for answer, sample in pairs),
     )

@@ -26,7 +26,7 @@ def main() -> None:
         root = repeated(chosen.root, chosen.images, Path(folder) / "faces")
         fit = [*COMMAND, "fit", f"--data.root={root}", f"--trainer.default_root_dir={folder}", "--data.num_workers=0"]
         one_step = [*fit, "--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--test_after_fit=false"]
-        sides: dict[str, Callable[[], float]] = {
+        alternatives: dict[str, Callable[[], float]] = {
             "the interpreter": lambda: seconds(sys.executable, "-c", "pass"),
             "--help": lambda: seconds(*COMMAND, "--help"),
             "import lightning": lambda: seconds(sys.executable, "-c", "import lightning"),
@@ -34,7 +34,7 @@ def main() -> None:
             f"second fit, one step, {chosen.images:,} images": lambda: seconds(*one_step),
         }
         seconds(*one_step)  # reads the images
-        found = in_turns(sides, chosen.repeats)
+        found = in_turns(alternatives, chosen.repeats)
     above = {"--help": "the interpreter", "fit --help": "import lightning"}
     above[list(found)[-1]] = "import lightning"
     print(f"\nStart-up, whole processes (n = {chosen.repeats}, {machine()})\n")

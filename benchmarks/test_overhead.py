@@ -17,10 +17,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from measure import USE_STOPWATCH, Stopwatch, in_turns, per_second, quietly, show, silence, wait_for_device
+from agr_lightning.datamodule import UTKFaceDataModule
+from measure import USE_STOPWATCH, Stopwatch, in_turns, per_second, quietly, repeated, show, silence, wait_for_device
 
-from agr_lightning.data.datamodule import UTKFaceDataModule
-from agr_lightning.models.backbones import BACKBONES
 from agr_lightning.module import AGRModule
 
 _COMMAND = """
@@ -38,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="folder of UTKFace images; without it, drawn cards")
     parser.add_argument("--images", type=int, default=2000, help="size of the test set")
-    parser.add_argument("--backbone", default="agr_cnn", choices=BACKBONES)
+    parser.add_argument("--backbone", default="agr_cnn")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--num_workers", type=int, default=0)
     parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed", "16-mixed"])
@@ -48,10 +47,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         options = [f"--data.root={chosen.root}"] if chosen.root else [f"--data.synthetic={chosen.images}"]
-        quietly("fit", *options, f"--model.backbone={chosen.backbone}", "--trainer.max_steps=5",
-                 "--trainer.limit_val_batches=2", "--test_after_fit=false")  # fmt: skip
-        # All images that there are, as one test set of the size that was asked for.
-        images = _test_folder(chosen)
+        options += [f"--model.backbone={chosen.backbone}", "--data.image_size=128", "--trainer.max_steps=5"]
+        quietly("fit", *options, "--trainer.limit_val_batches=2", "--test_after_fit=false")
+        images = str(repeated(chosen.root, chosen.images, Path("images").resolve()))
 
         def rate(loop: Callable[[argparse.Namespace, str], list[float]]) -> Callable[[], float]:
             return lambda: per_second(loop(chosen, images), chosen.batch_size, 3)
@@ -72,22 +70,11 @@ def _share(part: Sequence[float], whole: Sequence[float]) -> str:
     return f"{statistics.median(shares):.1%} ({shares[0]:.1%} to {shares[-1]:.1%})"
 
 
-def _test_folder(chosen: argparse.Namespace) -> str:
-    data = UTKFaceDataModule(root=chosen.root, synthetic=0 if chosen.root else chosen.images)
-    data.setup("fit")
-    folder = Path("images").resolve()
-    folder.mkdir()
-    members = [sample for side in ("test", "val", "train") for sample in data.split[side]]
-    for sample in members[: chosen.images]:
-        (folder / sample.name).symlink_to(sample.path)
-    return str(folder)
-
-
 def bare(chosen: argparse.Namespace, images: str) -> list[float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = UTKFaceDataModule(test_root=images, batch_size=chosen.batch_size, num_workers=chosen.num_workers)
     data.setup("test")
-    network = AGRModule(chosen.backbone).network.to(device).eval()
+    network = AGRModule(backbone=chosen.backbone).network.to(device).eval()
     dtype = torch.float16 if chosen.precision == "16-mixed" else torch.bfloat16
     times = []
     with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=chosen.precision != "32-true"):
@@ -108,8 +95,8 @@ def command(chosen: argparse.Namespace, images: str) -> list[float]:
     """Seconds of the command in a process of its own: all of it, its forward passes, and what comes after them."""
     arguments = [sys.executable, "-c", _COMMAND, *_test(chosen, images), USE_STOPWATCH]
     paths = {"PYTHONPATH": str(Path(__file__).parent)}
-    said = subprocess.run(arguments, check=True, capture_output=True, text=True, env=os.environ | paths).stdout
-    return [float(seconds) for seconds in said.splitlines()[-1].split()]
+    output = subprocess.run(arguments, check=True, capture_output=True, text=True, env=os.environ | paths).stdout
+    return [float(seconds) for seconds in output.splitlines()[-1].split()]
 
 
 def _test(chosen: argparse.Namespace, images: str) -> list[str]:

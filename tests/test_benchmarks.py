@@ -13,12 +13,13 @@ SMALLEST = {
     "fit_overhead": ("--size", "32", "--batch_size", "8", "--steps", "12", "--repeats", "1"),
     "test_overhead": ("--images", "400", "--repeats", "1"),
     "predict": ("--images", "100", "--many", "200", "--repeats", "1"),
-    "crop_sensitivity": ("--images", "20", "--finder_images", "3"),
+    "crop_sensitivity": ("--images", "20", "--detector_images", "3"),
     "exported": ("--images", "20"),
     "startup": ("--images", "100", "--repeats", "1"),
     "memory": ("--sizes", "100", "--steps", "2"),
     "time_to_accuracy": ("--seeds", "1"),
-    "leave_one_out": ("--seeds", "1", "--epochs", "1", "--only", "2", "8", "--output", "runs"),
+    "ablation": ("--seeds", "1", "--epochs", "1", "--only", "2", "8", "--output", "runs"),
+    "average_weights": ("small", "small", "--output", "mean.safetensors"),
 }
 
 
@@ -30,7 +31,7 @@ def test_every_benchmark_is_tried() -> None:
 @pytest.mark.parametrize("name", SMALLEST)
 def test_a_benchmark_prints_its_table(name: str, cards: Path, tmp_path: Path) -> None:
     options = SMALLEST[name]
-    if name in ("time_to_accuracy", "leave_one_out"):
+    if name in ("time_to_accuracy", "ablation"):
         config = tmp_path / "short.yaml"
         config.write_text("{data: {image_size: 32, num_workers: 0}, trainer: {max_epochs: 1, accelerator: cpu}}")
         options = (*options, "--root", str(cards), "--config", str(config))

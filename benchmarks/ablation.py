@@ -1,8 +1,8 @@
-"""What each ingredient of a recipe is worth: the same training without it, measured on validation images.
+"""Ablation: what each ingredient of a recipe is worth, by the same training without it, on validation images.
 
-Runs are kept in --output, and those that are there already are not repeated: a stopped call can be called again.
+Runs are kept in --output, and those that are there already are not repeated: a stopped call can be repeated.
 
-python benchmarks/leave_one_out.py --root UTKFace --output runs [--config FILE] [--epochs 12] [--seeds 1 2] [--only 1 3]
+python benchmarks/ablation.py --root UTKFace --output runs [--config FILE] [--epochs 12] [--seeds 1 2] [--only 1 3]
     [-- options of `fit` for all of them, like --data.image_size=64]
 """
 
@@ -14,9 +14,7 @@ from pathlib import Path
 
 from measure import machine
 
-from agr_lightning.evaluation.curves import read_curves
-
-WEIGHTS = Path(__file__).parents[1] / "agr_lightning/weights/agr.safetensors"
+from agr_lightning.evaluation.figures import read_curves
 
 # What is changed in training, and to what.
 TRAINING: dict[str, tuple[str, ...]] = {
@@ -27,15 +25,15 @@ TRAINING: dict[str, tuple[str, ...]] = {
     "default task weights": ("--model.loss_weights={age: 0.1, gender: 1.0, race: 1.0}",),
     "default weight decay (0.05)": ("--model.weight_decay=0.05",),
     "averaged weights (EMA)": ("--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.999"),
-    "taught by the network that comes along": (f"--model.teachers=[{WEIGHTS}]",),
+    "distilled from the shipped weights": ("--model.teachers=[agr]",),
 }
 
-# What is changed when the recipe's own weights are measured.
-READING: dict[str, tuple[str, ...]] = {
-    "no mirror images in evaluation": ("--model.mirror=false",),
+# What is changed when the weights of the recipe are evaluated.
+EVALUATION: dict[str, tuple[str, ...]] = {
+    "no flip in evaluation": ("--model.tta_flip=false",),
     "age read as median, not mean": ("--model.age_readout=median",),
 }
-CHANGES = [*TRAINING, *READING]
+CHANGES = [*TRAINING, *EVALUATION]
 METRICS = {"age_mae": "age MAE", "gender_acc": "gender", "race_acc": "race"}
 
 
@@ -67,7 +65,7 @@ def _run(chosen: argparse.Namespace, number: int, seed: int) -> dict[str, float]
     trained = Path(chosen.output).resolve() / f"change{number if number < len(TRAINING) else 0}_seed{seed}"
     run = trained / "lightning_logs" / "version_0"
     if number >= len(TRAINING):
-        return _measure(run, READING[CHANGES[number]], trained.with_name(f"change{number}_seed{seed}"))
+        return _measure(run, EVALUATION[CHANGES[number]], trained.with_name(f"change{number}_seed{seed}"))
     if not (run / "figures").is_dir():  # what a finished training leaves
         options = ["--config", chosen.config, "--data.root", chosen.root, "--seed_everything", str(seed)]
         options += ["--trainer.max_epochs", str(chosen.epochs), "--trainer.enable_progress_bar", "false"]

@@ -1,0 +1,49 @@
+"""The mean of several networks' weights, as initial weights: `fit --model.weights MEAN.safetensors`.
+
+It is better than each where all were trained from the same weights, and useless where they were not (Wortsman et al.,
+"Model soups", 2022). The file knows which images any of them has seen.
+
+python benchmarks/average_weights.py FILE FILE... --output MEAN.safetensors
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from agr_lightning.checkpoints import KEY, TrainedNetwork, describe, load_trained
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", help="checkpoints, run folders, or exported files, of one network")
+    parser.add_argument("--output", required=True, help="the .safetensors file to write, in 32 bits")
+    chosen = parser.parse_args()
+    networks = [load_trained(file) for file in chosen.files]
+    first = networks[0]
+    for network in networks[1:]:
+        if network.config != first.config:
+            parser.error(f"{first.name} and {network.name} are different networks: they have no mean")
+    state = {
+        name: torch.stack([network.state[name].float() for network in networks]).mean(0).to(value.dtype)
+        for name, value in first.state.items()
+    }
+    seen = {name: torch.from_numpy(_union(networks, name)) for name in ("training_images", "validation_images")}
+    facts = {KEY: json.dumps(describe(first.config, first.data, None))}
+    save_file({name: value.contiguous() for name, value in (state | seen).items()}, chosen.output, facts)
+    size = Path(chosen.output).stat().st_size / 1e6
+    print(f"| file | MB | mean of |\n|---|---|---|\n| {chosen.output} | {size:.1f} | {len(networks)} networks |")
+
+
+def _union(networks: list[TrainedNetwork], name: str) -> np.ndarray:  # type: ignore[type-arg]
+    images = [getattr(network, name) for network in networks]
+    if any(image is None for image in images):
+        raise SystemExit("error: one of the files does not say which images it has seen")
+    return np.unique(np.concatenate(images))
+
+
+if __name__ == "__main__":
+    main()
