@@ -92,7 +92,7 @@ def _call(*options: str) -> None:
 
 def _last(run: Path) -> dict[str, float]:
     curves = read_curves(run)
-    return {metric: float(curves[f"val/{metric}"].values[-1]) for metric in METRICS}
+    return {metric: float(curves[f"val/{metric}"].iloc[-1]) for metric in METRICS}
 
 
 def _cells(runs: list[dict[str, float]], base: list[dict[str, float]], metric: str) -> str:

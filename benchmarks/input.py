@@ -8,16 +8,16 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from agr_lightning.data.loading import Draw, FaceDataset
-from measure import in_turns, show
+from measure import in_turns, repeated, show
 from PIL import Image
 from torchvision.transforms import v2
 
 from agr_lightning.data.cache import cached_images
-from agr_lightning.data.cards import draw_cards
 from agr_lightning.data.index import build_index
 from agr_lightning.data.transforms import Augmentation
 
@@ -34,10 +34,9 @@ def main() -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as cache:
-        samples = build_index(chosen.root or str(draw_cards(2000, 0, cache)), cache).samples
-        samples = samples.take(np.random.default_rng(0).permutation(len(samples))[:2000])
-        images = cached_images(samples, chosen.size, cache)
-        samples = replace(samples, row=np.arange(len(samples)))
+        index = build_index(str(repeated(chosen.root, 2000, Path(cache) / "images")), cache)
+        files = [index.folder / file for file in index.samples["file"]]
+        images = cached_images(index, chosen.size, cache)
         ready = np.array(images)
         usual = v2.Compose(
             [
@@ -50,15 +49,15 @@ def main() -> None:
         )
 
         def the_usual_way(indices: list[int]) -> object:
-            return torch.stack([usual(Image.open(samples.path(i)).convert("RGB")) for i in indices])
+            return torch.stack([usual(Image.open(files[i]).convert("RGB")) for i in indices])
 
         pipelines: dict[str, Callable[[list[int]], object]] = {"PIL and torchvision, file by file": the_usual_way}
         for preset in PRESETS:
             pipelines[f"this project, {preset}"] = _pipeline(
-                FaceDataset(samples, images, Augmentation(preset, chosen.size))
+                FaceDataset(index.samples, images, Augmentation(preset, chosen.size))
             )
         pipelines["copies of ready arrays"] = lambda indices: ready[indices]
-        rates = in_turns({name: _rate(pipeline, len(samples)) for name, pipeline in pipelines.items()}, chosen.repeats)
+        rates = in_turns({name: _rate(pipeline, len(files)) for name, pipeline in pipelines.items()}, chosen.repeats)
     show(f"Input at {chosen.size} px, one core", rates, "images a second", next(iter(pipelines)))
 
 
