@@ -1,7 +1,9 @@
 """What README and docs show works: commands and Python blocks run, options exist, links lead to files."""
 
+import contextlib
 import doctest
 import importlib
+import io
 import re
 import shlex
 import shutil
@@ -75,27 +77,21 @@ def test_a_command_of_readme_works(place: Path, run: Callable[..., tuple[int, st
     [(page, number) for page in PAGES for number in range(len(blocks(page, "python")))],
     ids=ids,
 )
-def test_a_python_block_works(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], page: Path, number: int
-) -> None:
-    block = blocks(page, "python")[number]
-    assert main(["export", "--ckpt_path", "small", "--output", "faces.onnx"]) == 0 or "faces.onnx" not in block
-    size = 48  # of the images that the `trained` network knows
-    crop = np.zeros((200, 200, 3), np.uint8)
-    images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
-    if "onnxruntime" in block:
-        images = images.numpy()  # type: ignore[assignment]
+def test_a_python_block_works(place: Path, page: Path, number: int) -> None:
     from agr_lightning.inference.predictor import Predictor
 
-    exec(block, {"crop": crop, "crops": [crop], "images": images, "predictor": Predictor.load("small")})
+    block = blocks(page, "python")[number]
+    if "faces.onnx" in block:
+        assert main(["export", "--ckpt_path", "small", "--output", "faces.onnx"]) == 0
+    crop = np.zeros((200, 200, 3), np.uint8)
+    images = np.zeros((2, 3, 48, 48), np.uint8)  # of the size that the `trained` network knows
+    given = images if "onnxruntime" in block else torch.from_numpy(images)
+    exec(block, {"crop": crop, "crops": [crop], "images": given, "predictor": Predictor.load("small")})
 
 
 @pytest.fixture(scope="module")
 def options() -> dict[str, str]:
     """What ``--help`` of each command prints."""
-    import contextlib
-    import io
-
     texts = {}
     for command in ("fit", "validate", "test", "predict", "audit", "compare", "report", "export", "app"):
         output = io.StringIO()
