@@ -56,6 +56,11 @@ _CKPT_PATH = (
     "agr where none is named. Its model and data options become the defaults."
 )
 
+# Drawn cards are trained on with settings that suit them, unless the options come from elsewhere.
+_OF_ONES_OWN = ("--config", "-c", "--ckpt_path", "--data.root")
+_CONFIGS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")  # installed, and in a clone
+_QUICKSTART = next((folder / "quickstart.yaml" for folder in _CONFIGS if folder.is_dir()), Path())
+
 # Options of a checkpoint that are about the machine of those who trained it.
 _NOT_OF_CHECKPOINTS = ("data.cache_dir", "data.predict_path", "data.num_workers", "model.weights", "model.pretrained")
 
@@ -80,6 +85,9 @@ class AGRCommandLine(LightningCLI):
 
     def __init__(self, command: str, options: Sequence[str], model_class: type[AGRModule]) -> None:
         self.command = command
+        cards = any(word.startswith("--data.synthetic") for word in options)
+        if command == "fit" and cards and not any(word.startswith(_OF_ONES_OWN) for word in options):
+            options = ["--config", str(_QUICKSTART), *options]
         super().__init__(
             model_class,
             UTKFaceDataModule,
