@@ -2,38 +2,21 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from agr_lightning.cli import main
 from agr_lightning.data.cards import draw_cards
 from agr_lightning.data.index import Index, build_index
-from agr_lightning.data.samples import Sample, Samples
 
 # Small enough that a command takes seconds, on the CPU and without a progress bar.
 FAST = [
     *("--data.image_size", "32", "--data.batch_size", "16", "--data.num_workers", "0"),
     *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
 ]
-
-
-def columns(samples: Sequence[Sample]) -> Samples:
-    """Samples that no file stands behind."""
-    return Samples(
-        Path("/nowhere"),
-        [sample.name for sample in samples],
-        [sample.name for sample in samples],
-        np.zeros((len(samples), 2), np.int64),
-        np.array([sample.age for sample in samples], np.uint8),
-        np.array([sample.gender for sample in samples], np.int8),
-        np.array([sample.race for sample in samples], np.int8),
-        np.array([sample.group for sample in samples], np.int64),
-        np.arange(len(samples)),
-    )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -68,6 +51,8 @@ def index(cards: Path) -> Index:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a network that has learnt the cards. Not to be changed."""
+    from agr_lightning.cli import main
+
     folder = tmp_path_factory.mktemp("trained")
     code = main(
         [
@@ -93,6 +78,8 @@ def utkface() -> Path:
 @pytest.fixture
 def run(here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Runs a command as a user would: ``run("fit", ...)`` returns exit code, stdout and stderr."""
+
+    from agr_lightning.cli import main
 
     def call(*args: str) -> tuple[int, str, str]:
         capsys.readouterr()

@@ -8,23 +8,25 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import lightning
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from lightning.fabric.utilities import move_data_to_device
 
 from agr_lightning.data.cache import cached_images, read_rows
 from agr_lightning.data.cards import draw_card, draw_cards
-from agr_lightning.data.datamodule import UTKFaceDataModule
-from agr_lightning.data.dataset import FaceDataset
 from agr_lightning.data.images import read_rgb, resize
-from agr_lightning.data.index import Index, build_index
-from agr_lightning.data.presets import PRESETS, Preset
-from agr_lightning.data.samples import Sample
-from agr_lightning.data.sampling import Draw
-from agr_lightning.data.transforms import Augmentation
+from agr_lightning.data.index import Index, build_index, fingerprints
+from agr_lightning.data.loading import Draw, FaceDataset
+from agr_lightning.data.splits import SPLITS
+from agr_lightning.data.transforms import PRESETS, Augmentation, Preset
+from agr_lightning.datamodule import PhotoBatch, UTKFaceDataModule
+from agr_lightning.inference.photos import Photo, PhotoOptions
 from agr_lightning.labels import MISSING
 from agr_lightning.messages import UserError
-from tests.conftest import FAST, columns, save_noise
+from tests.conftest import FAST, save_noise
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -58,11 +60,15 @@ def test_cards_are_drawn_once_and_the_same(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- cache
 
 
+def _path(index: Index, row: int) -> Path:
+    return index.folder / index.samples["file"][row]
+
+
 def test_the_cache_holds_what_decoding_gives(index: Index) -> None:
-    images = cached_images(index.samples, 40)
+    images = cached_images(index, 40)
     assert images.shape == (120, 40, 40, 3) and not images.flags.writeable
     for row in (0, 57, 119):
-        assert (images[row] == resize(read_rgb(index.samples[row].path), 40)).all()
+        assert (images[row] == resize(read_rgb(_path(index, row)), 40)).all()
 
 
 def test_the_cache_is_made_once_and_anew_when_an_image_changes(tmp_path: Path) -> None:
@@ -71,7 +77,7 @@ def test_the_cache_is_made_once_and_anew_when_an_image_changes(tmp_path: Path) -
         save_noise(data / f"2{seed}_0_1_1.jpg", seed)
 
     def images() -> np.ndarray:
-        return cached_images(build_index(str(data), str(cache)).samples, 32, str(cache))
+        return cached_images(build_index(str(data), str(cache)), 32, str(cache))
 
     first = images()
     files = set(cache.glob("images-*.npy"))
@@ -104,8 +110,8 @@ def test_a_killed_build_leaves_no_cache_and_two_at_once_agree(tmp_path: Path) ->
     code = (
         "import sys, time, agr_lightning.data.cache as c; from agr_lightning.data.index import build_index\n"
         "load = c._load; c._load = lambda *a: time.sleep(0.05) or load(*a)\n"
-        "samples = build_index(sys.argv[1], sys.argv[2]).samples; print('building', flush=True)\n"
-        "print(int(c.cached_images(samples, 64, sys.argv[2]).sum()))"
+        "index = build_index(sys.argv[1], sys.argv[2]); print('building', flush=True)\n"
+        "print(int(c.cached_images(index, 64, sys.argv[2]).sum()))"
     )
     command = [sys.executable, "-c", code, str(data), str(cache)]
     killed, *others = (subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3))
@@ -114,9 +120,10 @@ def test_a_killed_build_leaves_no_cache_and_two_at_once_agree(tmp_path: Path) ->
     killed.communicate()
     sums = {other.communicate(timeout=120)[0].split()[-1] for other in others}
     (built,) = cache.glob("images-*.npy")
-    whole = cached_images(build_index(str(data), str(cache)).samples, 64, str(cache))
+    index = build_index(str(data), str(cache))
+    whole = cached_images(index, 64, str(cache))
     assert sums == {str(whole.sum())} and whole.shape == (40, 64, 64, 3)
-    assert (whole[7] == resize(read_rgb(build_index(str(data), str(cache)).samples[7].path), 64)).all()
+    assert (whole[7] == resize(read_rgb(_path(index, 7)), 64)).all()
     assert built.is_file()
 
 
@@ -126,14 +133,14 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(index: Index, tmp_path: 
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
         with pytest.raises(UserError, match=r"no room for 0 MB.*--data\.cache_dir"):
-            cached_images(index.samples, 32, str(tmp_path))
+            cached_images(index, 32, str(tmp_path))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
 
 
 def test_what_a_killed_build_left_is_swept_up(index: Index, tmp_path: Path) -> None:
-    cached_images(index.samples, 32, str(tmp_path))
+    cached_images(index, 32, str(tmp_path))
     (built,) = tmp_path.iterdir()
     name = built.name
     built.unlink()
@@ -141,16 +148,16 @@ def test_what_a_killed_build_left_is_swept_up(index: Index, tmp_path: Path) -> N
     for partial in (old, new):
         partial.touch()
     os.utime(old, (1, 1))
-    cached_images(index.samples, 32, str(tmp_path))
+    cached_images(index, 32, str(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {name, new.name}
 
 
 def test_an_image_that_vanishes_meanwhile_is_named(tmp_path: Path) -> None:
     save_noise(tmp_path / "data" / "20_0_1_1.jpg")
-    samples = build_index(str(tmp_path / "data")).samples
+    index = build_index(str(tmp_path / "data"))
     (tmp_path / "data" / "20_0_1_1.jpg").unlink()
     with pytest.raises(UserError, match=r"20_0_1_1\.jpg has changed"):
-        cached_images(samples, 32, str(tmp_path / "cache"))
+        cached_images(index, 32, str(tmp_path / "cache"))
 
 
 def test_resize_squeezes_into_a_square() -> None:
@@ -222,7 +229,7 @@ def test_nested_transforms_and_lists_as_in_yaml() -> None:
         ("lite", r"'lite' \(did you mean 'light'\?\)"),
         ([{"class_path": "HorizontalFlop"}], "did you mean 'HorizontalFlip'"),
         ([{"class_path": "os.system", "init_args": {"command": "true"}}], "no transform 'os.system'"),
-        ([{"class_path": "CoarseDropout", "init_args": {"max_holes": 3}}], "takes no 'max_holes'"),
+        ([{"class_path": "CoarseDropout", "init_args": {"max_holes": 3}}], "CoarseDropout does not take .*'max_holes'"),
         ([{"class_path": "HorizontalFlip", "init_args": {"p": 7}}], "HorizontalFlip does not take"),
         ([{"class_path": "Normalize"}], "makes float32 images"),
         ([{"class_path": "CenterCrop", "init_args": {"height": 20, "width": 20}}], r"shape \(20, 20, 3\)"),
@@ -251,12 +258,17 @@ def _module(**options: object) -> UTKFaceDataModule:
 def test_batches_carry_images_and_labels() -> None:
     module = _module()
     batch = next(iter(module.val_dataloader()))
-    samples = module.split["val"]
+    samples = module.samples("val")
     assert batch.images.dtype == torch.uint8 and batch.images.shape == (len(samples), 3, 32, 32)
-    assert batch.age.tolist() == [sample.age for sample in samples] and batch.age.dtype == torch.float32
-    assert batch.gender.tolist() == [sample.gender for sample in samples]
-    first = resize(read_rgb(samples[0].path), 32)
-    assert (batch.images[0].permute(1, 2, 0).numpy() == first).all()
+    assert batch.age.tolist() == samples["age"].tolist() and batch.age.dtype == torch.float32
+    assert batch.gender.tolist() == samples["gender"].tolist() and batch.race.tolist() == samples["race"].tolist()
+    assert batch.index.tolist() == list(range(len(samples)))
+    (folder,) = (Path(os.environ["XDG_CACHE_HOME"]) / "agr_lightning").glob("cards-*-120-0")
+    for row in (0, 5):
+        assert (batch.images[row].permute(1, 2, 0).numpy() == resize(read_rgb(folder / samples["file"][row]), 32)).all()
+    faces = module.faces("val", [5, 0])
+    assert (faces == batch.images[[5, 0]].permute(0, 2, 3, 1).numpy()).all()
+    assert (module.fingerprints("val") == fingerprints(samples["name"])).all()
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -277,8 +289,8 @@ def test_workers_and_epochs_draw_different_parameters(monkeypatch: pytest.Monkey
     seen: dict[int, list[torch.Tensor]] = {}
     for epoch in range(3):  # noqa: B007 (read through the closure)
         for batch in loader:
-            for place, image in zip(batch.place.tolist(), batch.images, strict=True):
-                seen.setdefault(place, []).append(image)
+            for index, image in zip(batch.index.tolist(), batch.images, strict=True):
+                seen.setdefault(index, []).append(image)
     repeated = [images for images in seen.values() if len(images) == 3]
     assert len(repeated) > 50
     assert all(not torch.equal(images[0], images[1]) for images in repeated)
@@ -288,7 +300,7 @@ def test_workers_and_epochs_draw_different_parameters(monkeypatch: pytest.Monkey
 def test_workers_do_not_share_their_draws() -> None:
     """The same picture in all places: what two workers make of it must differ."""
     images = np.broadcast_to(PICTURE, (64, 48, 48, 3))
-    samples = columns([Sample(str(i), str(i), 30, 0, 0, i) for i in range(64)])
+    samples = pd.DataFrame({"row": range(64), "age": 30, "gender": 0, "race": 0})
     dataset = FaceDataset(samples, images, Augmentation("strong", 48), seed=0)
     loader = torch.utils.data.DataLoader(
         dataset, 16, sampler=[Draw(0, i, i) for i in range(64)], collate_fn=lambda batch: batch, num_workers=2
@@ -311,15 +323,130 @@ def test_a_test_root_is_the_test_and_is_not_trained_on(cards: Path, tmp_path: Pa
     for name in names[:10]:
         os.link(cards / name, tmp_path / f"9{name[name.index('_') :]}")
     module = _module(synthetic=0, root=str(cards), test_root=str(tmp_path))
-    assert len(module.split["test"]) == 10
-    used = {sample.name for side in ("train", "val") for sample in module.split[side]}
+    assert len(module.samples("test")) == 10
+    used = {*module.samples("train")["name"], *module.samples("val")["name"]}
     assert len(used) >= 105 and not used & set(names[:10])
+    assert next(iter(module.test_dataloader())).images.shape == (10, 3, 32, 32)
 
 
-def test_age_range_is_kept_on_all_sides() -> None:
+def test_a_test_root_needs_no_other_images_to_be_tested_on(cards: Path) -> None:
+    module = UTKFaceDataModule(test_root=str(cards), age_min=50, num_workers=0, image_size=32)
+    module.setup("test")
+    assert len(module.samples("test")) > 20 and module.samples("test")["age"].min() >= 50
+    with pytest.raises(UserError, match="no images"):
+        module.setup("fit")
+
+
+def test_age_range_is_kept_in_all_splits() -> None:
     module = _module(age_min=21, age_max=60)
-    ages = [sample.age for members in module.split.values() for sample in members]
-    assert ages and min(ages) >= 21 and max(ages) <= 60
+    ages = pd.concat([module.samples(name)["age"] for name in SPLITS])
+    assert len(ages) > 20 and ages.between(21, 60).all()
+
+
+def test_nothing_is_read_or_split_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = _module()
+    before = module.samples("train")
+    for name in ("build_index", "make_split", "cached_images"):
+        monkeypatch.setattr(f"agr_lightning.datamodule.{name}", None)
+    for stage in ("fit", "validate", "test"):
+        module.prepare_data()
+        module.setup(stage)
+    assert module.samples("train").equals(before) and len(list(module.test_dataloader())) == 1
+
+
+class _Weights(lightning.LightningModule):
+    """A module that has seen the images of these names."""
+
+    training_images: np.ndarray | None
+    validation_images: np.ndarray | None
+
+    def __init__(self, training: list[str], validation: list[str]) -> None:
+        super().__init__()
+        self.training_images, self.validation_images = fingerprints(training), fingerprints(validation)
+        self.shown: list[int] = []
+
+    def validation_step(self, batch: tuple[torch.Tensor, ...], batch_idx: int) -> None:
+        self.shown += batch[-1].tolist()
+
+    test_step = validation_step
+
+
+def _evaluate(module: _Weights, data: UTKFaceDataModule, stage: str) -> list[str]:
+    """The names of the images that a Trainer shows to a module."""
+    module.shown = []
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    getattr(trainer, stage)(module, data)
+    split = "val" if stage == "validate" else "test"
+    assert module.shown == list(range(len(data.samples(split))))  # type: ignore[arg-type]
+    return list(data.samples(split)["name"])  # type: ignore[arg-type]
+
+
+def test_nothing_is_measured_on_what_the_weights_have_seen(caplog: pytest.LogCaptureFixture) -> None:
+    data = _module()
+    val, test = (list(data.samples(name)["name"]) for name in ("val", "test"))  # type: ignore[arg-type]
+    caplog.set_level("INFO")
+    module = _Weights([f"elsewhere/{val[0]}", test[1]], [val[2], test[3]])
+    assert _evaluate(module, data, "validate") == [val[1], *val[2:]]
+    assert f"1 of {len(val)} val images left out" in caplog.text
+    assert _evaluate(module, data, "test") == [test[0], test[2], *test[4:]]
+    # Weights are known when loaders are made, and other weights have seen other images.
+    assert _evaluate(_Weights([], []), data, "test") == test
+    assert "It is not known" not in caplog.text
+    module.training_images = None
+    assert _evaluate(module, data, "test") == [*test[:3], *test[4:]]
+    assert "It is not known whether these weights have seen images of test" in caplog.text
+    with pytest.raises(UserError, match="have seen all images for test"):
+        _evaluate(_Weights(test, []), data, "test")
+
+
+def test_copies_of_what_the_weights_have_seen_are_left_out_too(cards: Path, tmp_path: Path) -> None:
+    names = sorted(card.name for card in cards.iterdir())
+    for name in names[:30]:
+        os.link(cards / name, tmp_path / name)
+    os.link(cards / names[3], tmp_path / "50_0_0_renamed.jpg")
+    data = UTKFaceDataModule(test_root=str(tmp_path), num_workers=0, image_size=32)
+    found = _evaluate(_Weights([names[3]], []), data, "test")
+    assert len(found) == 29 and not {names[3], "50_0_0_renamed.jpg"} & set(found)
+
+
+def test_photos_come_with_their_faces(tmp_path: Path) -> None:
+    for number in range(5):
+        save_noise(tmp_path / f"{number}.jpg", number)
+    (tmp_path / "5.jpg").write_text("no photo")
+    data = UTKFaceDataModule(predict_path=str(tmp_path), image_size=32, batch_size=2, photos=PhotoOptions(faces="none"))
+    assert "photos" not in data.hparams
+    seen = []
+
+    class Reading(lightning.LightningModule):
+        def predict_step(self, batch, batch_idx: int) -> None:
+            assert batch.images.dtype == torch.uint8 and batch.images.shape[1:] == (3, 32, 32)
+            crops = np.concatenate([photo.crops for photo in batch.photos])
+            assert (batch.images.permute(0, 2, 3, 1).numpy() == crops).all()
+            seen.extend((photo.index, photo.path.name, len(photo.crops)) for photo in batch.photos)
+
+    lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, precision="bf16-true").predict(
+        Reading(), data
+    )
+    assert seen == [*((n, f"{n}.jpg", 1) for n in range(5)), (5, "5.jpg", 0)]
+    assert [path.name for path in data.photos_to_predict] == [f"{n}.jpg" for n in range(6)]
+
+
+def test_photos_stay_where_they_are_when_faces_go_to_a_device() -> None:
+    photos = [Photo(Path("a.jpg"), np.zeros((2, 8, 8, 3), np.uint8))]
+    batch = move_data_to_device(PhotoBatch(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), photos), torch.device("meta"))
+    assert batch.images.device.type == "meta" and batch.photos is photos
+
+
+def test_processes_share_the_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        save_noise(tmp_path / f"{number}.jpg", number)
+    found = []
+    for rank in range(2):
+        data = UTKFaceDataModule(predict_path=str(tmp_path), image_size=32, photos=PhotoOptions(faces="none"))
+        data.setup("predict")
+        monkeypatch.setattr(data, "_rank", lambda images, rank=rank: (rank, 2))
+        found.append([photo.index for batch in data.predict_dataloader() for photo in batch.photos])
+    assert found == [[0, 2, 4], [1, 3]]
 
 
 def test_samples_without_race_reach_the_batch(tmp_path: Path) -> None:
@@ -365,7 +492,7 @@ def test_values_that_cannot_work(options: dict[str, object], message: str) -> No
 def test_no_images_at_all() -> None:
     with pytest.raises(UserError, match=r"--data\.root FOLDER"):
         UTKFaceDataModule().setup("fit")
-    with pytest.raises(UserError, match=r"no images for train.*--data\.age_min 116"):
+    with pytest.raises(UserError, match=r"no images for train \(0 train, 0 val, 0 test\): .*--data\.age_min"):
         UTKFaceDataModule(synthetic=20, age_min=116).setup("fit")
 
 
@@ -373,7 +500,7 @@ def test_importing_draws_no_random_numbers() -> None:
     code = (
         "import random, numpy, torch; random.seed(1); numpy.random.seed(1); torch.manual_seed(1)\n"
         "before = random.getstate(), numpy.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()\n"
-        "import agr_lightning.trainer_run\n"
+        "import agr_lightning.module, agr_lightning.datamodule\n"
         "after = random.getstate(), numpy.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()\n"
         "assert before == after"
     )

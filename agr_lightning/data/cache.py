@@ -13,24 +13,25 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from agr_lightning.data.images import ImageError, read_rgb, resize
-from agr_lightning.data.samples import Samples
+from agr_lightning.data.index import Index
 from agr_lightning.files import atomic_write, cache_folder
 from agr_lightning.messages import UserError
 
 # Part of every cache file's name: raise it when the pixels of the same files would differ.
 _CACHE_VERSION = 1
 
+# Images that are decoded before they are written, so that threads do not run ahead of a slow disk.
 _PORTION = 1024
 
 
-def cached_images(samples: Samples, size: int, cache_dir: str | None = None) -> NDArray[np.uint8]:
-    """The samples' images, decoded and resized, as an array that is read from disk when touched.
+def cached_images(index: Index, size: int, cache_dir: str | None = None) -> NDArray[np.uint8]:
+    """The images of an index, decoded and resized, as an array that is read from disk when touched.
 
-    The array is made in the first call and found in later ones, by the samples' paths, sizes and times of
+    The array is made in the first call and found in later ones, by the files' paths, sizes and times of
     change. It appears whole or not at all, so that a killed process leaves nothing to trip over.
 
     Args:
-        samples: whose images; the rows of the result are in this order.
+        index: whose images; the rows of the result are the ``row`` of its samples.
         size: side of the result, pixels.
         cache_dir: where derived files go; None for the user's cache folder.
 
@@ -41,11 +42,11 @@ def cached_images(samples: Samples, size: int, cache_dir: str | None = None) -> 
         UserError: when the disk is too full, or an image has become unreadable meanwhile.
     """
     key = hashlib.sha256(f"{_CACHE_VERSION} {size}".encode())
-    for file, stamp in zip(samples.files, samples.stamps.tolist(), strict=True):
-        key.update(f"{samples.folder}/{file}|{tuple(stamp)}\n".encode("utf-8", "surrogateescape"))
+    for file, *stamp in index.samples[["file", "size", "mtime_ns"]].itertuples(index=False):
+        key.update(f"{index.folder}/{file}|{tuple(stamp)}\n".encode("utf-8", "surrogateescape"))
     path = cache_folder(cache_dir) / f"images-{size}-{key.hexdigest()[:16]}.npy"
     if not path.exists():
-        _build(samples, size, path)
+        _build(index, size, path)
     images: NDArray[np.uint8] = np.load(path, mmap_mode="r")
     return images
 
@@ -56,23 +57,22 @@ def read_rows(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.
     The system keeps it in its page cache, for as long as nothing else needs the room.
     """
     chosen = np.asarray(images[rows])
-    if isinstance(images, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
-        images._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+    if isinstance(images.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        images.base.madvise(mmap.MADV_DONTNEED)
     return chosen
 
 
-def _build(samples: Samples, size: int, path: Path) -> None:
-    shape = (len(samples), size, size, 3)
-    bar = tqdm(desc="Decoding images", total=len(samples), unit="image", delay=2, leave=False, disable=None)
+def _build(index: Index, size: int, path: Path) -> None:
+    files = [f"{index.folder}/{file}" for file in index.samples["file"]]
+    shape = (len(files), size, size, 3)
+    bar = tqdm(desc="Decoding images", total=len(files), unit="image", delay=2, leave=False, disable=None)
     try:
-        with atomic_write(path) as file, ThreadPoolExecutor(os.cpu_count()) as pool, bar:
+        with atomic_write(path) as output, ThreadPoolExecutor(os.cpu_count()) as pool, bar:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            # In portions: the pool would run ahead of a slow disk, and hold all that it decoded.
-            for start in range(0, len(samples), _PORTION):
-                portion = range(start, min(start + _PORTION, len(samples)))
-                for image in pool.map(lambda i: _load(samples.path(i), size), portion):
-                    file.write(image.tobytes())
+            np.lib.format.write_array_header_1_0(output, header)
+            for start in range(0, len(files), _PORTION):
+                for image in pool.map(lambda file: _load(file, size), files[start : start + _PORTION]):
+                    output.write(image.tobytes())
                     bar.update()
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -83,8 +83,8 @@ def _build(samples: Samples, size: int, path: Path) -> None:
         ) from None
 
 
-def _load(path: str, size: int) -> NDArray[np.uint8]:
+def _load(file: str, size: int) -> NDArray[np.uint8]:
     try:
-        return resize(read_rgb(path), size)
+        return resize(read_rgb(file), size)
     except ImageError as error:
-        raise UserError(f"{path} has changed since it was checked: {error}. Run the command again.") from None
+        raise UserError(f"{file} has changed since it was checked: {error}. Run the command again.") from None

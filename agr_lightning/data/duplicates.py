@@ -4,7 +4,9 @@ Integer arithmetic throughout, so that every machine finds the same groups.
 """
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 THUMBNAIL = 32
@@ -17,7 +19,7 @@ _MIN_CORRELATION = 0.97
 _ROWS_AT_ONCE = 512
 
 
-def find_groups(thumbnails: NDArray[np.uint8], digests: NDArray[np.uint8]) -> NDArray[np.int64]:
+def find_groups(thumbnails: NDArray[np.uint8], digests: ArrayLike) -> NDArray[np.int64]:
     """Groups images of the same photo.
 
     Two images are copies when their bytes agree, or when their difference hashes differ in at most 10 of
@@ -27,19 +29,20 @@ def find_groups(thumbnails: NDArray[np.uint8], digests: NDArray[np.uint8]) -> ND
 
     Args:
         thumbnails: grayscale, uint8 ``(n, 32, 32)``.
-        digests: of the file contents, uint8 ``(n, bytes)``.
+        digests: of the file contents, text ``(n,)``.
 
     Returns:
         For each image the index of the first member of its group, int64 ``(n,)``; its own when alone.
     """
-    parent = np.arange(len(thumbnails))
-    _, first, inverse = np.unique(digests, axis=0, return_index=True, return_inverse=True)
-    for i, leader in enumerate(first[inverse.reshape(-1)]):
-        _join(parent, i, int(leader))
+    n = len(thumbnails)
+    _, first, inverse = np.unique(np.asarray(digests), return_index=True, return_inverse=True)
+    same_bytes = np.stack([np.arange(n), first[inverse]], axis=1)
     different = np.sort(first)
-    for left, right in different[_near_pairs(thumbnails[different])]:
-        _join(parent, int(left), int(right))
-    return np.array([_root(parent, i) for i in range(len(parent))], dtype=np.int64)
+    pairs = np.concatenate([same_bytes, different[_near_pairs(thumbnails[different])]])
+    graph = coo_matrix((np.ones(len(pairs), np.int8), pairs.T), shape=(n, n))
+    _, first, group = np.unique(connected_components(graph)[1], return_index=True, return_inverse=True)
+    leaders: NDArray[np.int64] = first[group]
+    return leaders
 
 
 def _near_pairs(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -58,16 +61,12 @@ def _near_pairs(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def _hashes(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Difference hashes, two 64-bit words an image."""
+    """Difference hashes, 112 bits in two 64-bit words an image."""
     n, side = len(thumbnails), THUMBNAIL // 8
     cells = thumbnails.reshape(n, 8, side, 8, side).sum((2, 4), dtype=np.int32)
     brighter = [cells[:, :, 1:] > cells[:, :, :-1], cells[:, 1:] > cells[:, :-1]]
-    words = []
-    for direction in brighter:
-        bits = np.packbits(direction.reshape(n, 56), axis=1)
-        padded = np.concatenate([bits, np.zeros((n, 1), np.uint8)], axis=1)
-        words.append(np.ascontiguousarray(padded).view(np.uint64))
-    return np.concatenate(words, axis=1)
+    packed = np.packbits(np.concatenate([bits.reshape(n, 56) for bits in brighter], axis=1), axis=1)
+    return np.pad(packed, ((0, 0), (0, 2))).view(np.uint64)
 
 
 def _correlate(thumbnails: NDArray[np.uint8], pairs: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -85,15 +84,3 @@ def _correlate(thumbnails: NDArray[np.uint8], pairs: NDArray[np.int64]) -> NDArr
         product = np.sqrt(spread_a.astype(np.float64) * spread_b)
         keep[start : start + 4096] = (product > 0) & (covariance >= _MIN_CORRELATION * product)
     return keep
-
-
-def _root(parent: NDArray[np.int64], i: int) -> int:
-    while parent[i] != i:
-        parent[i] = parent[parent[i]]
-        i = int(parent[i])
-    return i
-
-
-def _join(parent: NDArray[np.int64], i: int, j: int) -> None:
-    a, b = _root(parent, i), _root(parent, j)
-    parent[max(a, b)] = min(a, b)

@@ -19,18 +19,15 @@ from agr_lightning.messages import needs
 # A 100-megapixel photo takes 300 MB decoded; more is refused before it is decoded.
 MAX_PIXELS = 100_000_000
 
-# Pixels that are copied at once.
+# Pixels that are converted at once: Pillow makes a copy or two of what it converts.
 _STRIP = 4_000_000
 
-# What is decoded, whatever a file is called; other plugins of Pillow start other programs, Ghostscript for one.
+# What is decoded, whatever a file's name says; other plugins of Pillow start other programs, Ghostscript for one.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "HEIF")
 
-# What is larger is refused below, in words, without a warning before.
+# Larger photos are refused below, without a warning of Pillow's before.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-
-# EXIF's tag for how to turn a photo.
-_ORIENTATION = 0x0112
 
 # What a folder given to `predict` is searched for.
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif"})
@@ -38,7 +35,7 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif"
 # Several threads or loader workers, each with OpenCV's own threads, are slower than they are alone.
 cv2.setNumThreads(0)
 
-# How photos of telephones begin, after four bytes: the commonest brands of ISO 23008-12.
+# How HEIC files begin, after four bytes: the commonest brands of ISO 23008-12.
 _HEIC = frozenset({b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc", b"ftypmsf1"})
 
 # How the reason begins where the file could not be opened at all.
@@ -69,32 +66,23 @@ def read_rgb(path: str | Path) -> NDArray[np.uint8]:
 
 def read_bytes(path: str | Path) -> bytes:
     """The content of a file; raises ImageError when it is empty or cannot be read."""
-    try:
-        with open_file(path) as file:
-            content = file.read()
-    except OSError as error:
-        raise ImageError(f"{CANNOT_BE_READ} ({error.strerror})") from error
-    except MemoryError:
-        raise ImageError(f"{CANNOT_BE_READ} (too large for this machine's memory)") from None
+    with _reasons(), open_file(path) as file:
+        content = file.read()
     if not content:
         raise ImageError("empty file")
     return content
 
 
 def open_file(path: str | Path) -> BinaryIO:
-    """Opens a file; raises ImageError for what is none, a pipe or a device for example, and what nobody may read."""
-    try:
-        if stat.S_ISREG(Path(path).stat().st_mode):
-            return Path(path).open("rb")
-    except OSError as error:
-        raise ImageError(f"{CANNOT_BE_READ} ({error.strerror})") from error
-    except ValueError:  # a name that no file can have
-        raise ImageError(f"{CANNOT_BE_READ} (not the name of a file)") from None
-    raise ImageError(f"{CANNOT_BE_READ} (not a file)")
+    """Opens a file; raises ImageError for a pipe or a device, and for what nobody may read."""
+    with _reasons():
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise ImageError(f"{CANNOT_BE_READ} (not a file)")
+        return Path(path).open("rb")
 
 
 def decode_rgb(content: bytes, draft: int | None = None) -> NDArray[np.uint8]:
-    """Decodes what an image file contains; see ``read_rgb``.
+    """Decodes the content of an image file; see ``read_rgb``.
 
     Args:
         content: the whole file.
@@ -107,10 +95,10 @@ def decode_rgb(content: bytes, draft: int | None = None) -> NDArray[np.uint8]:
 
 
 def open_image(content: bytes) -> Image.Image:
-    """Reads what an image file says of itself, its size above all, and decodes nothing yet; raises ImageError."""
+    """Reads the header of an image file and decodes nothing yet; raises ImageError when it is none or too large."""
     if content[4:12] in _HEIC:
-        _learn_heic()
-    with _in_words():
+        _register_heic()
+    with _reasons():
         Image.init()  # does nothing after the first time
         image = Image.open(io.BytesIO(content), formats=[name for name in _FORMATS if name in Image.OPEN])
         if image.width * image.height > MAX_PIXELS:
@@ -119,9 +107,16 @@ def open_image(content: bytes) -> Image.Image:
 
 
 def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
-    """Decodes what ``open_image`` opened; see ``read_rgb``."""
-    with _in_words():
-        return _to_rgb(image)
+    """Decodes what ``open_image`` opened, which is turned upright in place; see ``read_rgb``."""
+    with _reasons():
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        rows = max(1, _STRIP // image.width)
+        for top in range(0, image.height, rows):
+            bottom = min(top + rows, image.height)
+            pixels[top:bottom] = _to_rgb(image.crop((0, top, image.width, bottom)))
+        return pixels
 
 
 def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -136,70 +131,42 @@ def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.asarray(resized, dtype=np.uint8)
 
 
-def without_colour(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The brightness of RGB images in all three channels: uint8 ``(images, height, width, 3)`` to the same shape.
-
-    ``0.299 R + 0.587 G + 0.114 B``, rounded (ITU-R BT.601).
-    """
-    rows = images.reshape(-1, images.shape[2], 3)
-    grey = np.asarray(cv2.cvtColor(cv2.cvtColor(rows, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8)
-    return grey.reshape(images.shape)
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode == "F":
+        raise ImageError("floating-point pixels, of unknown range")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow clips these to 255 when asked to convert them.
+        gray = np.rint(np.asarray(image).clip(0, 65535) / 257).astype(np.uint8)
+        return np.stack([gray] * 3, axis=2)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.new("RGB", layer.size, "white")
+        image.paste(layer, mask=layer)
+    return np.asarray(image.convert("RGB"))
 
 
 @contextlib.contextmanager
-def _in_words() -> Iterator[None]:
-    """Says what is wrong with an image, whatever its decoder raises."""
+def _reasons() -> Iterator[None]:
+    """Turns whatever opening and decoding raise into an ImageError: OSError, SyntaxError, struct.error, ..."""
     try:
         yield
+    except ImageError:
+        raise
     except UnidentifiedImageError:
         raise ImageError("not an image") from None
     except Image.DecompressionBombError:
         raise ImageError(f"more than {MAX_PIXELS // 10**6} million pixels") from None
-    except ImageError:
-        raise
-    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
-        raise ImageError(_reason(error)) from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.strerror:  # of the system; decoders raise it with a text alone
+            raise ImageError(f"{CANNOT_BE_READ} ({error.strerror})") from None
+        text = str(error).split("\n")[0] or type(error).__name__
+        raise ImageError("truncated" if "truncated" in text.lower() else f"damaged ({text[:80]})") from None
 
 
 @functools.cache
-def _learn_heic() -> None:
+def _register_heic() -> None:
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
         raise ImageError(f"HEIC {needs('pillow-heif', 'faces')}") from None
     register_heif_opener()
-
-
-def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    image.load()
-    # Asked first, since Pillow copies an image that needs no turning.
-    upright = image if image.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
-    if upright.mode == "RGB" and "transparency" not in upright.info:
-        return _array(upright)
-    if upright.mode == "F":
-        raise ImageError("floating-point pixels, of unknown range")
-    if upright.mode == "I" or upright.mode.startswith("I;16"):
-        # Pillow clips these to 255 when asked to convert them. OpenCV needs no copy for it, which would be large.
-        wide = np.asarray(upright)
-        wide = wide if wide.dtype == np.uint16 else wide.clip(0, 65535).astype(np.uint16)
-        return np.asarray(cv2.cvtColor(cv2.convertScaleAbs(wide, alpha=1 / 257), cv2.COLOR_GRAY2RGB), np.uint8)
-    if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
-        layer = upright if upright.mode == "RGBA" else upright.convert("RGBA")
-        upright = Image.new("RGB", layer.size, "white")
-        upright.paste(layer, mask=layer.getchannel("A"))
-    return _array(upright if upright.mode == "RGB" else upright.convert("RGB"))
-
-
-def _array(image: Image.Image) -> NDArray[np.uint8]:
-    """The pixels of an RGB image; strip by strip, since Pillow makes one more copy of what it hands over."""
-    array = np.empty((image.height, image.width, 3), np.uint8)
-    rows = max(1, _STRIP // image.width)
-    for top in range(0, image.height, rows):
-        strip = image if rows >= image.height else image.crop((0, top, image.width, min(top + rows, image.height)))
-        array[top : top + rows] = np.asarray(strip)
-    return array
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).split("\n")[0] or type(error).__name__
-    return "truncated" if "truncated" in text.lower() else f"damaged ({text[:80]})"

@@ -2,29 +2,35 @@
 
 import hashlib
 import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from agr_lightning.data.samples import Samples
 from agr_lightning.files import atomic_text, user_path
 from agr_lightning.labels import AGE_MAX, AGE_MIN, GENDERS, RACES, age_band
 from agr_lightning.messages import UserError
 
 _log = logging.getLogger(__name__)
 
-Side = Literal["train", "val", "test"]
-SIDES: tuple[Side, ...] = ("train", "val", "test")
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
-Split = dict[Side, Samples]
+# The samples of each split, numbered from 0.
+Split = dict[SplitName, pd.DataFrame]
 
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """What decides the split; the fields are the ``--data`` options of the same names."""
+    """What decides the split; the fields are the ``--data`` options of the same names.
+
+    Raises:
+        UserError: for values that can give no split, whatever the samples.
+    """
 
     split: str = "random"
     seed: int = 0
@@ -35,11 +41,10 @@ class SplitOptions:
     age_min: int = AGE_MIN
     age_max: int = AGE_MAX
 
-    def check(self) -> None:
-        """Raises UserError for values that can give no split, whatever the samples."""
-        for name in ("val_fraction", "test_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"--data.{name} {getattr(self, name)} must be at least 0 and below 1.")
+    def __post_init__(self) -> None:
+        for name, fraction in (("val_fraction", self.val_fraction), ("test_fraction", self.test_fraction)):
+            if not 0 <= fraction < 1:
+                raise UserError(f"--data.{name} {fraction} must be at least 0 and below 1.")
         if self.val_fraction + self.test_fraction >= 1:
             raise UserError(
                 f"--data.val_fraction {self.val_fraction} and --data.test_fraction {self.test_fraction} "
@@ -50,34 +55,34 @@ class SplitOptions:
                 f"--data.age_min {self.age_min} and --data.age_max {self.age_max} must lie in order between "
                 f"{AGE_MIN} and {AGE_MAX}."
             )
-        for name in ("max_samples", "max_per_gender"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--data.{name} {value} must be 1 or more.")
+        for name, limit in (("max_samples", self.max_samples), ("max_per_gender", self.max_per_gender)):
+            if limit is not None and limit < 1:
+                raise UserError(f"--data.{name} {limit} must be 1 or more.")
 
 
-def make_split(samples: Samples, options: SplitOptions, sides: tuple[Side, ...] = SIDES) -> Split:
+def make_split(samples: pd.DataFrame, options: SplitOptions, splits: Sequence[SplitName] = SPLITS) -> Split:
     """Splits the samples as the options say, and keeps the part of them that the options allow.
 
     Args:
         samples: in any order: the result depends on their names, labels and groups alone.
         options: how.
-        sides: which of a folder's lists to read.
+        splits: which of a folder's lists to read.
     """
-    ordered = samples.take(sorted(range(len(samples)), key=samples.names.__getitem__))
+    samples = samples.sort_values("name", ignore_index=True)
     if options.split == "random":
-        split = random_split(ordered, options.val_fraction, options.test_fraction, options.seed)
+        split = random_split(samples, options.val_fraction, options.test_fraction, options.seed)
     else:
-        split = read_split(user_path(options.split), ordered, sides)
-    aged: Split = {
-        side: members.take((options.age_min <= members.age) & (members.age <= options.age_max))
-        for side, members in split.items()
-    }
-    return _limit(aged, options)
+        split = read_split(user_path(options.split), samples, splits)
+    return _limit({name: within_ages(members, options) for name, members in split.items()}, options)
 
 
-def random_split(samples: Samples, val_fraction: float, test_fraction: float, seed: int) -> Split:
-    """Splits so that each side has the same shares of age band, gender and race.
+def within_ages(samples: pd.DataFrame, options: SplitOptions) -> pd.DataFrame:
+    """The samples of the ages that the options allow."""
+    return samples[samples["age"].between(options.age_min, options.age_max)].reset_index(drop=True)
+
+
+def random_split(samples: pd.DataFrame, val_fraction: float, test_fraction: float, seed: int) -> Split:
+    """Splits so that each split has the same shares of age band, gender and race.
 
     Samples of one photo stay together: a group is dealt as one, by the labels of its first member.
 
@@ -88,107 +93,107 @@ def random_split(samples: Samples, val_fraction: float, test_fraction: float, se
         seed: another seed deals another split.
 
     Returns:
-        Samples by side, in name order.
+        Samples by split, in name order.
     """
-    _, first, group = np.unique(samples.group, return_index=True, return_inverse=True)
-    leaders = samples.take(first)
-    order = np.lexsort((_lots(seed, leaders), _strata(leaders)))
-    test = order[_evenly(len(order), round(test_fraction * len(order)))]
-    rest = order[~np.isin(order, test)]
-    val = rest[_evenly(len(rest), round(val_fraction * len(order)))]
-    side = np.zeros(len(leaders), np.int8)
-    side[val], side[test] = SIDES.index("val"), SIDES.index("test")
-    return {name: samples.take(side[group] == code) for code, name in enumerate(SIDES)}
+    leaders = samples.drop_duplicates("group")
+    groups = leaders["group"].to_numpy()[_shuffled_strata(leaders, seed)]
+    in_test = _evenly(np.arange(len(groups)), len(groups), round(test_fraction * len(groups)))
+    rest = groups[~in_test]
+    in_val = _evenly(np.arange(len(rest)), len(rest), round(val_fraction * len(groups)))
+    members = {"train": rest[~in_val], "val": rest[in_val], "test": groups[in_test]}
+    return {name: samples[samples["group"].isin(members[name])].reset_index(drop=True) for name in SPLITS}
 
 
-def read_split(folder: Path, samples: Samples, sides: tuple[Side, ...] = SIDES) -> Split:
-    """Takes the members of each side from ``train.txt``, ``val.txt`` and ``test.txt``, one name a line.
+def read_split(folder: Path, samples: pd.DataFrame, splits: Sequence[SplitName] = SPLITS) -> Split:
+    """Takes the members of each split from ``train.txt``, ``val.txt`` and ``test.txt``, one name a line.
 
     Raises:
-        UserError: when there are no lists, when one cannot be read, when a name is on two sides, or when none of
+        UserError: when there are no lists, when one cannot be read, when a name is in two splits, or when none of
             the names of a file is among the samples.
     """
-    place = {name: i for i, name in enumerate(samples.names)}
-    split: Split = {side: samples.take([]) for side in SIDES}
-    side_of: dict[str, Side] = {}
-    if not any((folder / f"{side}.txt").is_file() for side in sides):
+    files: dict[SplitName, Path] = {name: folder / f"{name}.txt" for name in splits}
+    if not any(path.is_file() for path in files.values()):
         raise UserError(f"--data.split {folder} must be 'random' or a folder with train.txt, val.txt and test.txt.")
-    for side in sides:
-        path = folder / f"{side}.txt"
-        if not path.is_file():
-            continue
-        try:
-            lines = path.read_text("utf-8", "surrogateescape").split("\n")
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}).") from None
-        names = list(dict.fromkeys(line.strip("\r") for line in lines if line.strip()))
-        for name in names:
-            if name in side_of:
-                raise UserError(f"{name} is in both {side_of[name]}.txt and {side}.txt of {folder}; keep it in one.")
-            side_of[name] = side
-        split[side] = samples.take([place[name] for name in names if name in place])
-        absent = [name for name in names if name not in place]
-        if absent and not split[side]:
+    rows = {name: row for row, name in enumerate(samples["name"])}
+    split: Split = dict.fromkeys(SPLITS, samples[:0])
+    split_of: dict[str, SplitName] = {}
+    for name, path in files.items():
+        listed = _read_list(path) if path.is_file() else []
+        for sample in listed:
+            if split_of.setdefault(sample, name) != name:
+                raise UserError(
+                    f"{sample} is in both {split_of[sample]}.txt and {name}.txt of {folder}; keep it in one."
+                )
+        absent = [sample for sample in listed if sample not in rows]
+        if absent and len(absent) == len(listed):
             raise UserError(
-                f"none of the {len(names):,} names in {path} is among the images (the first is {absent[0]}); "
+                f"none of the {len(listed):,} names in {path} is among the images (the first is {absent[0]}); "
                 "name the folder they were split from with --data.root, or test on other images with --data.test_root."
             )
         if absent:
             _log.warning(
-                f"{path}: {len(absent):,} of {len(names):,} names are not among the images, {absent[0]} first."
+                f"{path}: {len(absent):,} of {len(listed):,} names are not among the images, {absent[0]} first."
             )
-    _warn_of_leaks(folder, split)
+        split[name] = samples.iloc[[rows[sample] for sample in listed if sample in rows]].reset_index(drop=True)
+    for name in SPLITS[1:]:
+        leaks = split[name]["group"].isin(split["train"]["group"]).sum()
+        if leaks:
+            _log.warning(
+                f"{folder}: {leaks:,} of the {len(split[name]):,} {name} images show a photo that is in train too."
+            )
     return split
 
 
 def write_split(split: Split, folder: Path) -> None:
     """Writes ``train.txt``, ``val.txt`` and ``test.txt``, one name a line, which ``read_split`` takes."""
     folder.mkdir(parents=True, exist_ok=True)
-    for side in SIDES:
-        atomic_text(folder / f"{side}.txt", "".join(f"{name}\n" for name in split[side].names))
+    for name in SPLITS:
+        atomic_text(folder / f"{name}.txt", "".join(f"{sample}\n" for sample in split[name]["name"]))
 
 
-def _warn_of_leaks(folder: Path, split: Split) -> None:
-    for side in SIDES[1:]:
-        leaks = int(np.isin(split[side].group, split["train"].group).sum())
-        if leaks:
-            _log.warning(
-                f"{folder}: {leaks:,} of the {len(split[side]):,} {side} images show a photo that is in train too."
-            )
+def _read_list(path: Path) -> list[str]:
+    try:
+        lines = path.read_text("utf-8-sig", "surrogateescape").split("\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+    return list(dict.fromkeys(line.strip("\r") for line in lines if line.strip()))
 
 
 def _limit(split: Split, options: SplitOptions) -> Split:
-    """Keeps at most so many images, on all sides together, each side and stratum its share."""
-    if options.max_per_gender is None and options.max_samples is None:
-        return split
-    sides = np.repeat(np.arange(len(SIDES)), [len(split[side]) for side in SIDES])
-    places = np.concatenate([np.arange(len(split[side])) for side in SIDES])
-    gender = np.concatenate([split[side].gender for side in SIDES])
-    lots = np.concatenate([_lots(options.seed, split[side]) for side in SIDES])
-    kept = np.lexsort((lots, np.concatenate([_strata(split[side]) for side in SIDES]), sides))
+    """Keeps at most so many images, in all splits together, each split and stratum its share."""
+    everyone = pd.concat([split[name].assign(split=number) for number, name in enumerate(SPLITS)], ignore_index=True)
+    kept = everyone.iloc[_shuffled_strata(everyone, options.seed, everyone["split"])]
     if options.max_per_gender is not None:
-        by_gender = [kept[gender[kept] == code] for code in range(len(GENDERS))]
-        chosen = np.concatenate([members[_evenly(len(members), options.max_per_gender)] for members in by_gender])
-        kept = kept[np.isin(kept, chosen)]
+        gender = kept.groupby("gender")["gender"]
+        kept = kept[_evenly(gender.cumcount(), gender.transform("size"), options.max_per_gender)]
     if options.max_samples is not None:
-        kept = kept[_evenly(len(kept), options.max_samples)]
-    return {side: split[side].take(np.sort(places[kept[sides[kept] == code]])) for code, side in enumerate(SIDES)}
+        kept = kept[_evenly(np.arange(len(kept)), len(kept), options.max_samples)]
+    kept = kept.sort_index()
+    return {
+        name: kept[kept["split"] == number].drop(columns="split").reset_index(drop=True)
+        for number, name in enumerate(SPLITS)
+    }
 
 
-def _strata(samples: Samples) -> NDArray[np.int64]:
-    """A number for each combination of age band, gender and race."""
-    band = np.array([age_band(age) for age in range(AGE_MAX + 1)])[samples.age]
-    # From -1, a missing one, to the last.
-    return (band * len(GENDERS) + samples.gender) * (len(RACES) + 1) + samples.race + 1
+def _shuffled_strata(samples: pd.DataFrame, seed: int, *first: Iterable[int]) -> NDArray[np.int64]:
+    """An order in which those of one age band, gender and race are neighbours, and shuffled.
+
+    By a number drawn for each name, so that no machine, library or listing order can change it.
+    """
+    texts = (f"{seed}:{name}".encode("utf-8", "surrogateescape") for name in samples["name"])
+    lots = np.array([int.from_bytes(hashlib.sha256(text).digest()[:8]) for text in texts], np.uint64)
+    band = np.array([age_band(age) for age in range(AGE_MAX + 1)])[samples["age"]]
+    # A missing race is -1.
+    strata = (band * len(GENDERS) + samples["gender"]) * (len(RACES) + 1) + samples["race"] + 1
+    return np.lexsort((lots, strata, *first))
 
 
-def _lots(seed: int, samples: Samples) -> NDArray[np.uint64]:
-    """A number drawn for each name, so that no machine, library or listing order can change it."""
-    texts = (f"{seed}:{name}".encode("utf-8", "surrogateescape") for name in samples.names)
-    return np.array([int.from_bytes(hashlib.sha256(text).digest()[:8]) for text in texts], np.uint64)
+def _evenly(position: Any, n: Any, count: int) -> Any:
+    """Which of ``n`` to take to have ``count``, evenly spread: each run of neighbours gives its share, to within one.
 
-
-def _evenly(n: int, count: int) -> NDArray[np.int64]:
-    """``count`` places of ``n``, evenly spread: each run of neighbours gives its share, to within one."""
-    place = np.arange(n)
-    return place[(place + 1) * count // n > place * count // n] if count < n else place
+    Args:
+        position: of each among the ``n``, array or column.
+        n: how many there are.
+        count: how many are wanted; all are taken where there are fewer.
+    """
+    return (position + 1) * count // n > position * count // n

@@ -1,24 +1,23 @@
-"""Albumentations pipelines for training. No other file knows Albumentations; this one is imported to train only."""
+"""Random changes to training images. No other file knows Albumentations, which takes a while to import."""
 
 import inspect
 import os
 import random
 import warnings
 from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from agr_lightning.data.presets import PRESETS, Preset, TransformSpec
 from agr_lightning.messages import UserError, did_you_mean
 
-# Albumentations asks the network for a newer version when it is imported; that can take a second.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-import albumentations as A
-import cv2
+Preset = Literal["none", "light", "strong"]
+PRESETS: tuple[Preset, ...] = get_args(Preset)
 
-# How often a pipeline is tried before it is used: a transform with p = 0.2 then fires with 99 % certainty.
-_TRIALS = 20
+# One transform in YAML: `class_path` with the name, `init_args` with the arguments.
+TransformSpec = dict[str, str | dict[str, object]]
 
 
 class Augmentation:
@@ -36,18 +35,33 @@ class Augmentation:
     """
 
     def __init__(self, spec: Preset | Sequence[TransformSpec], size: int) -> None:
+        if isinstance(spec, str) and spec not in PRESETS:
+            raise UserError(
+                f"no augmentation is called '{spec}'{did_you_mean(spec, PRESETS)}; known: {', '.join(PRESETS)}, "
+                "or a list of Albumentations transforms."
+            )
+        self._pipeline = None
+        if spec == "none":
+            return
+        # It would ask the network for a newer version of itself.
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+        import albumentations
+
         if isinstance(spec, str):
-            if spec not in PRESETS:
-                raise UserError(
-                    f"no augmentation is called '{spec}'{did_you_mean(spec, PRESETS)}; known: {', '.join(PRESETS)}, "
-                    "or a list of Albumentations transforms."
-                )
-            transforms = _PRESETS[spec](size)
+            transforms = {"light": _light, "strong": _strong}[spec](albumentations, size)
         else:
-            transforms = [_build(item) for item in spec]
-        self._pipeline = A.Compose(transforms) if transforms else None
-        self._size = size
-        self._try_out()
+            transforms = [_build(albumentations, item) for item in spec]
+        self._pipeline = albumentations.Compose(transforms)
+        noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
+        try:
+            changed = self(noise, (0,))
+        except Exception as error:  # a transform may raise anything
+            raise UserError(f"--data.augmentation fails on a {size}x{size} image: {_one_line(error)}") from None
+        if changed.shape != (size, size, 3) or changed.dtype != np.uint8:
+            raise UserError(
+                f"--data.augmentation makes {changed.dtype} images of shape {changed.shape}; it must keep "
+                f"uint8 ({size}, {size}, 3): leave out Normalize, ToTensorV2 and other sizes."
+            )
 
     def __call__(self, image: NDArray[np.uint8], seed: tuple[int, ...]) -> NDArray[np.uint8]:
         """Changes one image, uint8 ``(size, size, 3)``; the same way for the same ``seed``."""
@@ -55,40 +69,23 @@ class Augmentation:
             return image
         generator = np.random.default_rng(seed)
         self._pipeline.set_random_state(generator, random.Random(int(generator.integers(2**63))))
-        try:
-            changed: NDArray[np.uint8] = self._pipeline(image=image)["image"]
-        except Exception as error:  # a transform may raise anything
-            detail = " ".join(str(error).split())[:200]
-            raise UserError(f"--data.augmentation fails on a {self._size}x{self._size} image: {detail}") from None
+        changed: NDArray[np.uint8] = self._pipeline(image=image)["image"]
         return changed
 
-    def _try_out(self) -> None:
-        """Lets what cannot work fail now, in words, and not in a loader worker at some later batch."""
-        image = np.random.default_rng(0).integers(0, 256, (self._size, self._size, 3), np.uint8)
-        for trial in range(_TRIALS):
-            self._check_result(self(image, (trial,)))
 
-    def _check_result(self, changed: NDArray[np.uint8]) -> None:
-        if changed.shape != (self._size, self._size, 3) or changed.dtype != np.uint8:
-            raise UserError(
-                f"--data.augmentation makes {changed.dtype} images of shape {changed.shape}; it must keep "
-                f"uint8 ({self._size}, {self._size}, 3): leave out Normalize, ToTensorV2 and other sizes."
-            )
-
-
-def _light(size: int) -> list[A.BasicTransform | A.BaseCompose]:
+def _light(A: Any, size: int) -> list[Any]:
     return [
         A.HorizontalFlip(p=0.5),
-        _affine(scale=0.1, shift=0.05, degrees=10, p=0.7),
+        _affine(A, scale=0.1, shift=0.05, degrees=10),
         A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5),
     ]
 
 
-def _strong(size: int) -> list[A.BasicTransform | A.BaseCompose]:
+def _strong(A: Any, size: int) -> list[Any]:
     return [
         A.HorizontalFlip(p=0.5),
         A.RandomResizedCrop(size=(size, size), scale=(0.7, 1.0), ratio=(0.9, 1.1), p=0.5),
-        _affine(scale=0.2, shift=0.08, degrees=15, p=0.7),
+        _affine(A, scale=0.2, shift=0.08, degrees=15),
         A.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.3, hue=0.03, p=0.4),
         A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.4),
         A.OneOf([A.GaussianBlur(blur_limit=(3, 5)), A.ImageCompression(quality_range=(30, 80))], p=0.2),
@@ -96,21 +93,18 @@ def _strong(size: int) -> list[A.BasicTransform | A.BaseCompose]:
     ]
 
 
-def _affine(scale: float, shift: float, degrees: float, p: float) -> A.Affine:
+def _affine(A: Any, scale: float, shift: float, degrees: float) -> Any:
     return A.Affine(
         scale=(1 - scale, 1 + scale),
         translate_percent=(-shift, shift),
         rotate=(-degrees, degrees),
         border_mode=cv2.BORDER_REFLECT_101,
-        p=p,
+        p=0.7,
     )
 
 
-_PRESETS = {"none": lambda size: [], "light": _light, "strong": _strong}
-
-
-def _build(item: TransformSpec) -> A.BasicTransform | A.BaseCompose:
-    """One transform from its YAML form; only names of Albumentations are looked up, none is imported."""
+def _build(A: Any, item: TransformSpec) -> Any:
+    """One transform from its YAML form; only names of Albumentations are looked up."""
     path, arguments = (item.get("class_path"), item.get("init_args", {})) if isinstance(item, dict) else (None, None)
     if not isinstance(path, str) or not isinstance(arguments, dict) or set(item) - {"class_path", "init_args"}:
         raise UserError(
@@ -122,31 +116,24 @@ def _build(item: TransformSpec) -> A.BasicTransform | A.BaseCompose:
     if not (inspect.isclass(kind) and issubclass(kind, A.BasicTransform | A.BaseCompose)):
         known = [n for n in dir(A) if n[0].isupper()]
         raise UserError(f"--data.augmentation: Albumentations has no transform '{name}'{did_you_mean(name, known)}.")
-    accepted = [n for n in inspect.signature(kind).parameters if n not in ("args", "kwargs")]
-    for argument in arguments:
-        if argument not in accepted:
-            raise UserError(
-                f"--data.augmentation: {name} takes no '{argument}'{did_you_mean(argument, accepted)}; "
-                f"it takes {', '.join(accepted)}."
-            )
+    plain = {key: _plain(A, value, key) for key, value in arguments.items()}
     try:
-        plain = {key: _plain(value, key) for key, value in arguments.items()}
         with warnings.catch_warnings():
-            # Where a value does not fit, some transforms only warn and fall back to their defaults.
+            # Of arguments that do not fit, Albumentations only warns, and falls back to its defaults.
             warnings.simplefilter("error", UserWarning)
-            built: A.BasicTransform | A.BaseCompose = kind(**plain)
-    except UserError:
-        raise
+            return kind(**plain)
     except Exception as error:  # a constructor may raise anything
-        detail = " ".join(str(error).split())
-        raise UserError(f"--data.augmentation: {name} does not take {arguments}: {detail[:300]}") from None
-    return built
+        raise UserError(f"--data.augmentation: {name} does not take {arguments}: {_one_line(error)}") from None
 
 
-def _plain(value: object, argument: str) -> object:
+def _plain(A: Any, value: object, argument: str = "") -> object:
     """YAML lists as the tuples that Albumentations asks for; nested transforms built."""
     if argument == "transforms" and isinstance(value, list):
-        return [_build(item) for item in value]
+        return [_build(A, item) for item in value]
     if isinstance(value, dict) and "class_path" in value:
-        return _build(value)
-    return tuple(_plain(item, "") for item in value) if isinstance(value, list) else value
+        return _build(A, value)
+    return tuple(_plain(A, item) for item in value) if isinstance(value, list) else value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,103 @@
+"""What is wrong with a data folder: for a terminal, and whole in JSON."""
+
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+
+from agr_lightning.data.index import Index, build_index
+from agr_lightning.files import Json, atomic_json, user_path
+from agr_lightning.labels import AGE_BANDS, GENDERS, MISSING, RACES, age_band
+from agr_lightning.messages import UserError
+
+# How many single files or groups the terminal shows; the JSON has them all.
+_SHOWN = 5
+
+_UNKNOWN = "unknown"
+
+
+def audit(root: str, output: str | None = None, cache_dir: str | None = None) -> str:
+    """Audits a data folder.
+
+    Args:
+        root: folder of UTKFace images, or their archive.
+        output: file to write everything that was found to, as JSON; None for none.
+        cache_dir: where derived files go; None for the user's cache folder.
+
+    Returns:
+        A report for the terminal.
+
+    Raises:
+        UserError: when the root holds no usable image, or the output cannot be written.
+    """
+    if output is not None and not user_path(output).parent.is_dir():
+        raise UserError(f"--output {output}: its folder does not exist.")
+    index = build_index(root, cache_dir, "DIR")
+    samples = index.samples
+    labels = pd.DataFrame(
+        {
+            "age_band": pd.Categorical.from_codes(samples["age"].map(age_band), AGE_BANDS),
+            "gender": pd.Categorical.from_codes(samples["gender"], GENDERS),
+            "race": pd.Categorical.from_codes(samples["race"] - MISSING, [_UNKNOWN, *RACES]),
+        }
+    )
+    groups = duplicate_groups(samples)
+    if output is not None:
+        atomic_json(user_path(output), _as_json(index, labels, groups))
+    return _as_text(index, labels, groups, output)
+
+
+def duplicate_groups(samples: pd.DataFrame) -> list[pd.DataFrame]:
+    """The groups of two or more samples that show the same photo."""
+    return [group for _, group in samples[samples.duplicated("group", keep=False)].groupby("group", sort=False)]
+
+
+def _as_text(index: Index, labels: pd.DataFrame, groups: list[pd.DataFrame], output: str | None) -> str:
+    disagreeing = [group for group in groups if _disagreement(group)]
+    lines = [
+        *(index.summary(), "", *_table(labels), "", f"rejected files           {len(index.rejects):6,}"),
+        *(f"{count:8,}  {reason}" for reason, count in Counter(index.rejects.values()).most_common()),
+        *(f"          {file}: {reason}" for file, reason in list(index.rejects.items())[:_SHOWN]),
+        f"photos there repeatedly  {len(groups):6,}  ({sum(map(len, groups)):,} files)",
+        f"  whose labels disagree  {len(disagreeing):6,}",
+        *(f"          {' and '.join(_disagreement(g))}: {', '.join(g['name'])}" for g in disagreeing[:_SHOWN]),
+    ]
+    if output is not None:
+        lines += ["", f"All of it: {output}"]
+    elif index.rejects or groups:
+        lines += ["", "--output FILE.json writes every file and group."]
+    return "\n".join(lines)
+
+
+def _table(labels: pd.DataFrame) -> list[str]:
+    """Counts by age band, gender and race, with the totals."""
+    by_band = [pd.crosstab(labels["age_band"], labels[name], dropna=False) for name in ("gender", "race")]
+    races = [*RACES, _UNKNOWN] if (labels["race"] == _UNKNOWN).any() else [*RACES]
+    table = pd.concat(by_band, axis=1)[[*GENDERS, *races]]
+    table["all"] = labels["age_band"].value_counts()
+    table.loc["all"] = table.sum()
+    lines = [f"{'age':8}" + "".join(f"{name:>9}" for name in table) + "   share"]
+    for band, counts in table.iterrows():
+        cells = "".join(f"{count:9,}" for count in counts)
+        lines.append(f"{band:8}{cells}{counts['all'] / len(labels):8.1%}")
+    return lines
+
+
+def _disagreement(group: pd.DataFrame) -> list[str]:
+    """Which labels differ within a group; a missing one differs from none."""
+    return [name for name in ("age", "gender", "race") if group[name].replace(MISSING, np.nan).nunique() > 1]
+
+
+def _as_json(index: Index, labels: pd.DataFrame, groups: list[pd.DataFrame]) -> dict[str, Json]:
+    cells = labels.value_counts().sort_index()
+    return {
+        "root": index.root,
+        "images": len(labels),
+        "counts": {name: column.value_counts(sort=False).to_dict() for name, column in labels.items()},
+        "cells": [
+            {"age_band": band, "gender": gender, "race": None if race == _UNKNOWN else race, "n": int(n)}
+            for (band, gender, race), n in cells[cells > 0].items()
+        ],
+        "rejected": [{"file": file, "reason": reason} for file, reason in index.rejects.items()],
+        "duplicate_groups": [{"files": list(group["name"]), "disagree_on": list(_disagreement(group))} for group in groups],
+    }

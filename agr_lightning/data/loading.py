@@ -1,0 +1,217 @@
+"""Samples and their cached images -> batches: in which order, and how they are put together."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from agr_lightning.data.cache import read_rows
+from agr_lightning.data.transforms import Augmentation
+
+T = TypeVar("T")
+
+
+class Batch(NamedTuple):
+    """What the network trains and is measured on.
+
+    Attributes:
+        images: RGB, uint8 ``(batch, 3, size, size)``, channels last in memory.
+        age: years, float32 ``(batch,)``.
+        gender: index into ``labels.GENDERS``, int64 ``(batch,)``.
+        race: index into ``labels.RACES`` or ``labels.MISSING``, int64 ``(batch,)``.
+        index: of each sample in its dataset, int64 ``(batch,)``.
+    """
+
+    images: Tensor
+    age: Tensor
+    gender: Tensor
+    race: Tensor
+    index: Tensor  # type: ignore[assignment]  # in place of tuple.index
+
+
+class Draw(NamedTuple):
+    """One draw of a sample.
+
+    Attributes:
+        epoch: counted from 0.
+        position: in the epoch's order over all ranks; with seed and epoch it fixes the augmentation.
+        index: of the sample in its dataset.
+    """
+
+    epoch: int
+    position: int
+    index: int  # type: ignore[assignment]  # in place of tuple.index
+
+
+class TrainSampler(DistributedSampler[Draw]):
+    """A new order every epoch, or weighted draws with replacement; the same for any number of workers.
+
+    Lightning leaves a DistributedSampler alone, so that balancing works with several devices as well.
+    Ranks get equally many draws: up to ``ranks - 1`` draws of an epoch come twice.
+
+    Args:
+        size: samples in the dataset.
+        seed: another seed gives other orders; must agree between ranks.
+        progress: returns the current epoch and how many of its draws this rank has already trained on,
+            asked when an epoch begins: a run that was killed continues where it stopped.
+        weights: relative chance of each sample; None for a shuffle in which each comes once.
+        rank: this process among ``ranks``.
+        ranks: number of processes.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        seed: int,
+        progress: Callable[[], tuple[int, int]],
+        weights: ArrayLike | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        super().__init__(range(size), ranks, rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
+        self._size = size
+        self._progress = progress
+        self._chances = None if weights is None else np.asarray(weights) / np.sum(weights)
+
+    def __iter__(self) -> Iterator[Draw]:
+        epoch, done = self._progress()
+        random = np.random.default_rng([self.seed, epoch])
+        if self._chances is None:
+            order = random.permutation(self._size)
+        else:
+            order = random.choice(self._size, self._size, p=self._chances)
+        for position in range(self.rank + done * self.num_replicas, self.total_size, self.num_replicas):
+            yield Draw(epoch, position, int(order[position % self._size]))
+
+
+class EvalSampler(DistributedSampler[Draw]):
+    """Every sample once, over all ranks together: no padding, so that figures are exact.
+
+    Args:
+        size: samples in the dataset.
+        rank: this process among ``ranks``.
+        ranks: number of processes.
+    """
+
+    def __init__(self, size: int, rank: int = 0, ranks: int = 1) -> None:
+        super().__init__(range(size), ranks, rank, shuffle=False)  # type: ignore[arg-type]
+        self._own = range(rank, size, ranks)
+
+    def __iter__(self) -> Iterator[Draw]:
+        return (Draw(0, index, index) for index in self._own)
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+
+def balancing_weights(classes: ArrayLike) -> NDArray[np.float64]:
+    """Weights under which each class is drawn equally often.
+
+    Args:
+        classes: class index of each sample; a negative one (no label) is drawn as often as in the data.
+
+    Returns:
+        A weight per sample.
+    """
+    values, row, counts = np.unique(np.asarray(classes), return_inverse=True, return_counts=True)
+    labelled = counts[values >= 0]
+    share = labelled.sum() / max(len(labelled), 1)
+    weights: NDArray[np.float64] = np.where(values >= 0, share / counts, 1.0)[row]
+    return weights
+
+
+class FaceDataset(Dataset[Batch]):
+    """Labelled images, fetched a whole batch at a time.
+
+    Args:
+        samples: what the dataset holds.
+        images: cached images, uint8 ``(rows, size, size, 3)``, of which ``samples["row"]`` are rows.
+        augmentation: applied to each image that is drawn; None for evaluation.
+        seed: with a draw's epoch and position it fixes the augmentation.
+    """
+
+    def __init__(
+        self,
+        samples: pd.DataFrame,
+        images: NDArray[np.uint8],
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._images, self._augmentation, self._seed = images, augmentation, seed
+        # Numbers alone: names would be copied to every loader worker.
+        self._rows, self._age, self._gender, self._race = (
+            samples[name].to_numpy(np.int64) for name in ("row", "age", "gender", "race")
+        )
+
+    def __getstate__(self) -> dict[str, object]:
+        # Where loader workers are spawned, they open the cache themselves: pickling would copy all of it.
+        images = self._images
+        return self.__dict__ | {"_images": str(images.filename) if isinstance(images, np.memmap) else images}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        if isinstance(state["_images"], str):
+            self._images = np.load(state["_images"], mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, draw: Draw) -> Batch:
+        return self.__getitems__([draw])
+
+    def __getitems__(self, draws: Sequence[Draw | int]) -> Batch:
+        """The batch of these draws; what a DataLoader without collation asks for.
+
+        A sampler that is not ours, as under --trainer.overfit_batches, gives indices alone.
+        """
+        known = [draw if isinstance(draw, Draw) else Draw(0, draw, draw) for draw in draws]
+        index = np.array([draw.index for draw in known])
+        images = read_rows(self._images, self._rows[index])
+        if self._augmentation is not None:
+            for image, draw in zip(images, known, strict=True):
+                image[:] = self._augmentation(image, (self._seed, draw.epoch, draw.position))
+        return Batch(
+            torch.from_numpy(images).permute(0, 3, 1, 2),
+            torch.from_numpy(self._age[index].astype(np.float32)),
+            torch.from_numpy(self._gender[index]),
+            torch.from_numpy(self._race[index]),
+            torch.from_numpy(index),
+        )
+
+
+class LazyDataLoader(DataLoader[T]):
+    """A DataLoader whose iterator does nothing until the first batch is asked for.
+
+    Lightning makes the iterator of a run's first epoch before it reads from the checkpoint which epoch that is:
+    loader workers would begin with the batches of the wrong one.
+    """
+
+    def __iter__(self) -> Iterator[T]:  # type: ignore[override]
+        yield from super().__iter__()
+
+
+def identity_collate(batch: T) -> T:
+    """The collation of a dataset that fetches whole batches: none."""
+    return batch
+
+
+def make_loader(
+    dataset: FaceDataset, sampler: TrainSampler | EvalSampler, batch_size: int, num_workers: int
+) -> DataLoader[Batch]:
+    """A loader of whole batches; ``num_workers`` processes prepare them, or this one where there are none."""
+    return LazyDataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        # A small last batch would disturb the batch statistics; where there is only that one, it must do.
+        drop_last=isinstance(sampler, TrainSampler) and len(sampler) >= batch_size,
+        collate_fn=identity_collate,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -1,0 +1,300 @@
+"""UTKFaceDataModule: index -> split -> cache -> batches, for the Trainer."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from agr_lightning.data.cache import cached_images, read_rows
+from agr_lightning.data.cards import draw_cards
+from agr_lightning.data.index import Index, build_index, fingerprints, shared_photos
+from agr_lightning.data.loading import Batch, EvalSampler, FaceDataset, TrainSampler, balancing_weights, make_loader
+from agr_lightning.data.splits import SPLITS, SplitName, SplitOptions, make_split, within_ages
+from agr_lightning.data.transforms import Augmentation, Preset, TransformSpec
+from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader, find_photos, photo_batches
+from agr_lightning.labels import AGE_MAX, AGE_MIN
+from agr_lightning.messages import UserError
+
+_log = logging.getLogger(__name__)
+
+# Which splits a stage cannot do without.
+_NEEDED: dict[str, tuple[SplitName, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+
+
+class PhotoBatch:
+    """What predictions are made for; no collection, since Lightning looks into those that it knows.
+
+    Attributes:
+        images: all faces of the batch, RGB, uint8 ``(faces, 3, size, size)``.
+        photos: what was read, with those faces in it.
+    """
+
+    def __init__(self, images: Tensor, photos: list[Photo]) -> None:
+        self.images, self.photos = images, photos
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "PhotoBatch":
+        """The batch with its images on a device; what Lightning calls."""
+        return PhotoBatch(self.images.to(device, non_blocking=non_blocking), self.photos)
+
+
+class UTKFaceDataModule(lightning.LightningDataModule):
+    """UTKFace images, or any images named as they are.
+
+    Args:
+        root: folder of images named AGE_GENDER_RACE_DATETIME.jpg, searched recursively, or the downloaded
+            archive itself (.zip, .tar, .tar.gz).
+        synthetic: instead of a root, this many drawn, labelled test cards; 0 for none.
+        split: 'random' (same shares of age band, gender and race in each split; copies of a photo never in
+            two splits; the same on every machine for one seed), or a folder with train.txt, val.txt and
+            test.txt of file names.
+        seed: of the random split, the subsets and the cards; training has --seed_everything.
+        age_min: youngest age that is used, years.
+        age_max: oldest age that is used, years.
+        val_fraction: share of the photos that the random split sets aside for validation.
+        test_fraction: share of the photos that the random split sets aside for the test.
+        test_root: folder or archive of which all images are the test set; none of its photos is trained on.
+        predict_path: for predict: a photo or video, a folder (searched recursively), a glob in quotes, or a .txt list.
+        max_samples: use at most this many images in all splits together, each split, age band, gender and
+            race keeping its share; null for all.
+        max_per_gender: use at most this many images of each gender, likewise; null for all.
+        balance: draw each class of this label equally often in training, with replacement.
+        batch_size: images in a batch, on each device.
+        num_workers: processes that prepare batches; 0 prepares them in the main process.
+        image_size: side of the images that the network gets, pixels.
+        cache_dir: folder for decoded images and unpacked archives; null for ~/.cache/agr_lightning.
+        augmentation: random changes to training images: none, light (flip, affine, brightness and
+            contrast), strong (also resized crop, colour jitter, blur or compression, dropout), or a list of
+            Albumentations transforms, each {class_path: NAME, init_args: {...}}.
+        photos: for predict: which faces of the photos are wanted.
+
+    Attributes:
+        photos_to_predict: all inputs of predict, in order.
+        keep_pictures: whether predict's photos keep their pictures, to be annotated.
+
+    Raises:
+        UserError: for values that cannot work, before anything is read.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        synthetic: int = 0,
+        split: str = "random",
+        seed: int = 0,
+        age_min: int = AGE_MIN,
+        age_max: int = AGE_MAX,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        test_root: str | None = None,
+        predict_path: str | None = None,
+        max_samples: int | None = None,
+        max_per_gender: int | None = None,
+        balance: Literal["none", "gender", "race"] = "none",
+        batch_size: int = 64,
+        num_workers: int = 2,
+        image_size: int = 128,
+        cache_dir: str | None = None,
+        augmentation: Preset | list[TransformSpec] = "light",
+        photos: PhotoOptions = PhotoOptions(),  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__()
+        # Plain values only, so that a checkpoint loads without running code. Read where they are used, since
+        # Lightning's finders change them.
+        self.save_hyperparameters(ignore="photos")
+        for name, least in {"batch_size": 1, "num_workers": 0, "image_size": 16, "synthetic": 0, "seed": 0}.items():
+            if self.hparams[name] < least:
+                raise UserError(f"--data.{name} {self.hparams[name]} must be {least} or more.")
+        if root is not None and synthetic:
+            raise UserError(f"--data.root {root} and --data.synthetic {synthetic} exclude each other.")
+        self._options = SplitOptions(
+            split, seed, val_fraction, test_fraction, max_samples, max_per_gender, age_min, age_max
+        )
+        self._photo_options = photos
+        self.photos_to_predict: list[Path] = []
+        self.keep_pictures = False
+        self._indexes: dict[SplitName, Index] = {}
+        self._splits: dict[SplitName, pd.DataFrame] = {}
+        self._unseen: dict[SplitName, pd.DataFrame] = {}
+        self._images: dict[Path, NDArray[np.uint8]] = {}
+        self._train_seed: int | None = None
+
+    # ------------------------------------------------------------------ what Lightning calls
+
+    def prepare_data(self) -> None:
+        """Reads, checks and decodes all images, once on each machine; what was found is kept in the cache."""
+        stage = "fit" if self.trainer is None else str(self.trainer.state.fn.value)  # type: ignore[union-attr]
+        if stage != "predict":
+            self._read(stage)
+            for name in self._splits:
+                self._images_of(name)
+
+    def setup(self, stage: str) -> None:
+        """Decides who is in train, val and test, or which photos to predict.
+
+        Raises:
+            UserError: for a root that does not work, when a split that the stage needs is empty, or when there is
+                nothing to predict.
+        """
+        if stage == "predict":
+            self.photos_to_predict = self.photos_to_predict or find_photos(self.hparams["predict_path"])
+            return
+        self._read(stage)
+        self._unseen = {}
+        for name in _NEEDED[stage]:
+            if self._splits[name].empty:
+                counts = ", ".join(f"{len(self._splits[other]):,} {other}" for other in SPLITS if other in self._splits)
+                raise UserError(
+                    f"the split leaves no images for {name} ({counts}): use more images, or another --data.split, "
+                    "--data.val_fraction, --data.test_fraction, --data.age_min or --data.age_max."
+                )
+        images, batch_size = len(self._splits.get("train", ())), self.hparams["batch_size"]
+        if stage == "fit" and min(images, batch_size) < 2:
+            raise UserError(
+                f"training needs 2 images in a batch: there are {images:,}, and --data.batch_size is {batch_size}."
+            )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        samples, balance = self.samples("train"), self.hparams["balance"]
+        if self._train_seed is None:
+            # The same on all ranks, and the same in a resumed run: what --seed_everything set.
+            seed = torch.initial_seed() % 2**32
+            self._train_seed = seed if self.trainer is None else int(self.trainer.strategy.broadcast(seed))
+        weights = None if balance == "none" else balancing_weights(samples[balance])
+        sampler = TrainSampler(len(samples), self._train_seed, self._progress, weights, *self._rank(len(samples)))
+        augmentation = Augmentation(self.hparams["augmentation"], self.hparams["image_size"])
+        dataset = FaceDataset(samples, self._images_of("train"), augmentation, self._train_seed)
+        return make_loader(dataset, sampler, self.hparams["batch_size"], self.hparams["num_workers"])
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> Iterator[PhotoBatch]:
+        rank, ranks = self._rank(len(self.photos_to_predict))
+        size, of_cards = self.hparams["image_size"], bool(self.hparams["synthetic"])
+        reader = PhotoReader(self._photo_options, size, self.keep_pictures, of_cards)
+        inputs = list(enumerate(self.photos_to_predict))[rank::ranks]
+        for photos in photo_batches(inputs, reader, self.hparams["batch_size"]):
+            faces = np.concatenate([photo.crops for photo in photos])
+            yield PhotoBatch(torch.from_numpy(faces).permute(0, 3, 1, 2), photos)
+
+    # ------------------------------------------------------------------ what module and callbacks ask
+
+    def samples(self, split: SplitName) -> pd.DataFrame:
+        """A split's samples, in the order of ``Batch.index``: of val and test those that the weights have not seen.
+
+        Asked of the module when first needed, since the weights of a checkpoint are loaded after ``setup``.
+        """
+        if split not in self._unseen:
+            self._unseen[split] = self._without_seen(split)
+        return self._unseen[split]
+
+    def fingerprints(self, split: SplitName) -> NDArray[np.int64]:
+        """A number for the file name of each of ``samples(split)``, int64 ``(samples,)``."""
+        return fingerprints(self.samples(split)["name"])
+
+    def faces(self, split: SplitName, indices: Sequence[int]) -> NDArray[np.uint8]:
+        """Some images of a split, as the network gets them: uint8 ``(indices, size, size, 3)``."""
+        return read_rows(self._images_of(split), self.samples(split)["row"].to_numpy()[indices])
+
+    # ------------------------------------------------------------------ inside
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Where processes are spawned, each opens the cache itself: pickling would copy all of it.
+        return self.__dict__ | {"_images": {}}
+
+    def _read(self, stage: str) -> None:
+        """Finds and splits the images that a stage needs, unless that was done before."""
+        options, test_root = self._options, self.hparams["test_root"]
+        if test_root is not None and "test" not in self._splits:
+            self._indexes["test"] = index = self._index(test_root, "--data.test_root")
+            self._splits["test"] = within_ages(index.samples, options)
+        if "train" in self._splits or (test_root is not None and stage == "test"):
+            return
+        if self.hparams["synthetic"]:
+            folder = draw_cards(self.hparams["synthetic"], self.hparams["seed"], self.hparams["cache_dir"])
+            index = self._index(str(folder), "--data.synthetic")
+        elif self.hparams["root"] is not None:
+            index = self._index(self.hparams["root"], "--data.root")
+        else:
+            raise UserError(
+                "no images: give --data.root FOLDER of UTKFace images, or --data.synthetic 1500 for drawn test cards."
+            )
+        samples, names = index.samples, SPLITS
+        if test_root is not None:
+            # All photos of the test root are the test, so none of them may be learned from.
+            shared = shared_photos(index, self._indexes["test"])
+            if shared.any():
+                _log.info(f"{index.root}: {shared.sum():,} images left out: {test_root} shows the same photos")
+            samples, options, names = samples[~shared], replace(options, test_fraction=0.0), SPLITS[:2]
+        split = make_split(samples, options, names)
+        for name in names:
+            self._indexes[name], self._splits[name] = index, split[name]
+
+    def _index(self, root: str, option: str) -> Index:
+        index = build_index(root, self.hparams["cache_dir"], option)
+        _log.info(index.summary())
+        return index
+
+    def _images_of(self, split: SplitName) -> NDArray[np.uint8]:
+        """The decoded images of which the ``row`` of a split's samples are the rows."""
+        index = self._indexes[split]
+        if index.folder not in self._images:
+            self._images[index.folder] = cached_images(index, self.hparams["image_size"], self.hparams["cache_dir"])
+        return self._images[index.folder]
+
+    def _without_seen(self, split: SplitName) -> pd.DataFrame:
+        """A split without the images that the weights have seen, by their names, and without copies of these."""
+        samples = self._splits[split]
+        module = None if self.trainer is None else self.trainer.lightning_module
+        if split == "train" or module is None:
+            return samples
+        kinds = ("training_images",) if split == "val" else ("training_images", "validation_images")
+        seen = [images for kind in kinds if (images := getattr(module, kind, None)) is not None]
+        if len(seen) < len(kinds):
+            _log.info(f"It is not known whether these weights have seen images of {split}.")
+        everyone = self._indexes[split].samples
+        groups = everyone["group"][
+            np.isin(fingerprints(everyone["name"]), np.concatenate([np.empty(0, np.int64), *seen]))
+        ]
+        unseen = samples[~samples["group"].isin(groups)].reset_index(drop=True)
+        left_out = len(samples) - len(unseen)
+        if left_out:
+            _log.info(f"{left_out:,} of {len(samples):,} {split} images left out, because these weights have seen them")
+        return unseen
+
+    def _rank(self, images: int) -> tuple[int, int]:
+        """This process among all; raises UserError where there are fewer images than processes."""
+        rank, ranks = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        # Of all images, so that all processes stop: one that did alone would leave the others waiting.
+        if images < ranks:
+            raise UserError(f"{images:,} images are too few for {ranks} devices; use fewer with --trainer.devices.")
+        return rank, ranks
+
+    def _progress(self) -> tuple[int, int]:
+        """The current epoch, and how many samples of it this process has trained on."""
+        if self.trainer is None:
+            return 0, 0
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return self.trainer.current_epoch, batches * self.hparams["batch_size"]
+
+    def _eval_loader(self, split: SplitName) -> DataLoader[Batch]:
+        samples = self._unseen[split] = self._without_seen(split)
+        if samples.empty:
+            raise UserError(
+                f"these weights have seen all images for {split}: test them on others, with --data.test_root FOLDER."
+            )
+        dataset = FaceDataset(samples, self._images_of(split))
+        sampler = EvalSampler(len(samples), *self._rank(len(samples)))
+        return make_loader(dataset, sampler, self.hparams["batch_size"], self.hparams["num_workers"])
