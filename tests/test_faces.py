@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from agr_lightning.data.images import resize
 from agr_lightning.inference.faces import (
     _LANDMARKS,
+    DetectorName,
     Face,
-    FinderName,
-    HaarFinder,
-    MTCNNFinder,
-    _aligned,
-    build_finder,
+    align,
+    build_detector,
     find_faces,
+    haar,
+    mtcnn,
     square,
 )
 from agr_lightning.messages import UserError
@@ -24,7 +24,7 @@ from tests.drawn_face import EYES, draw_face, draw_photo
 
 Photo = NDArray[np.uint8]
 
-FINDERS: tuple[FinderName, ...] = ("mtcnn", "haar")
+DETECTORS: tuple[DetectorName, ...] = ("mtcnn", "haar")
 
 
 def _gradient(height: int, width: int) -> Photo:
@@ -33,12 +33,12 @@ def _gradient(height: int, width: int) -> Photo:
     return np.stack([255 * x / max(1, width - 1), 255 * y / max(1, height - 1), 0 * x], 2).astype(np.uint8)
 
 
-@pytest.mark.parametrize("name", FINDERS)
-def test_all_faces_are_found_largest_first(name: FinderName) -> None:
+@pytest.mark.parametrize("name", DETECTORS)
+def test_all_faces_are_found_largest_first(name: DetectorName) -> None:
     photo = draw_photo((40, 100, 200), (330, 40, 380))
-    finder = build_finder(name)
-    assert finder is not None
-    faces = find_faces(finder, photo, 30, None)
+    detector = build_detector(name)
+    assert detector is not None
+    faces = find_faces(detector, photo, 30, None)
     assert len(faces) == 2 and faces[0].side > 1.5 * faces[1].side
     for face, (left, top, size) in zip(faces, [(330, 40, 380), (40, 100, 200)], strict=True):
         x, y, width, height = face.box
@@ -47,27 +47,27 @@ def test_all_faces_are_found_largest_first(name: FinderName) -> None:
         assert x + width / 2 == pytest.approx(left + size / 2, abs=0.08 * size)
         assert y + height / 2 == pytest.approx(top + size * 0.57, abs=0.12 * size)
         assert 0.45 * size < width < 0.75 * size
-    assert [face.box for face in find_faces(finder, photo, 30, 1)] == [faces[0].box]
-    (alone,) = find_faces(finder, photo, 170, None)
+    assert [face.box for face in find_faces(detector, photo, 30, 1)] == [faces[0].box]
+    (alone,) = find_faces(detector, photo, 170, None)
     assert alone.corners == pytest.approx(faces[0].corners, abs=15)
 
 
-@pytest.mark.parametrize("name", FINDERS)
-def test_no_face_is_no_face(name: FinderName) -> None:
-    finder = build_finder(name)
-    assert finder is not None
+@pytest.mark.parametrize("name", DETECTORS)
+def test_no_face_is_no_face(name: DetectorName) -> None:
+    detector = build_detector(name)
+    assert detector is not None
     for photo in (draw_photo(), _gradient(200, 300), np.zeros((1, 1, 3), np.uint8), np.zeros((20, 3000, 3), np.uint8)):
-        assert find_faces(finder, photo, 30, None) == []
+        assert find_faces(detector, photo, 30, None) == []
 
 
-@pytest.mark.parametrize("name", FINDERS)
-def test_a_tight_crop_is_found_whole(name: FinderName) -> None:
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_tight_crop_is_found_whole(name: DetectorName) -> None:
     """UTKFace's own crops have hardly anything around the face."""
     head = draw_face(400)
     tight = head[128:328, 100:300]
-    finder = build_finder(name)
-    assert finder is not None
-    (face,) = find_faces(finder, tight, 30, None)
+    detector = build_detector(name)
+    assert detector is not None
+    (face,) = find_faces(detector, tight, 30, None)
     assert face.side == pytest.approx(200, abs=45)
 
 
@@ -77,12 +77,11 @@ def test_a_large_photo_is_searched_small_and_cropped_sharp() -> None:
     photo = noise.repeat(4, 0).repeat(4, 1).repeat(3, 2)
     seen: list[tuple[int, ...]] = []
 
-    def finder(searched: Photo, smallest: float) -> list[Face]:
+    def detector(searched: Photo, smallest: float) -> list[Face]:
         seen.append((*searched.shape[:2], round(smallest)))
         return [square(searched.shape[1] / 2, searched.shape[0] / 2, 160)]
 
-    finder.called = "test"  # type: ignore[attr-defined]
-    (face,) = find_faces(finder, photo, 100, None)  # type: ignore[arg-type]
+    (face,) = find_faces(detector, photo, 100, None)
     assert seen == [(808, 1280, 34)]
     assert face.side == pytest.approx(160 * 3800 / 1280, rel=0.01)
     crop = face.crop(photo, 475)
@@ -91,11 +90,10 @@ def test_a_large_photo_is_searched_small_and_cropped_sharp() -> None:
 
 
 def test_a_face_that_the_second_search_misses_is_kept() -> None:
-    def finder(searched: Photo, smallest: float) -> list[Face]:
+    def detector(searched: Photo, smallest: float) -> list[Face]:
         return [square(50, 50, 90)] if searched.shape == (100, 100, 3) else []
 
-    finder.called = "test"  # type: ignore[attr-defined]
-    (face,) = find_faces(finder, _gradient(100, 100), 30, None)  # type: ignore[arg-type]
+    (face,) = find_faces(detector, _gradient(100, 100), 30, None)
     assert face.box == (5, 5, 90, 90)
 
 
@@ -106,7 +104,7 @@ def test_mtcnn_turns_faces_upright(angle: int) -> None:
     photo = cv2.warpAffine(
         draw_photo((230, 90, 300)), turn, (760, 480), borderMode=cv2.BORDER_CONSTANT, borderValue=ground
     )
-    (face,) = find_faces(MTCNNFinder(), np.asarray(photo, np.uint8), 30, None)
+    (face,) = find_faces(mtcnn, np.asarray(photo, np.uint8), 30, None)
     edge = face.corners[1] - face.corners[0]
     assert np.degrees(np.arctan2(edge[1], edge[0])) == pytest.approx(-angle, abs=4)
     # Where the crop is taken from, the eyes are where UTKFace has them.
@@ -117,8 +115,8 @@ def test_mtcnn_turns_faces_upright(angle: int) -> None:
 
 
 def test_landmarks_at_their_usual_places_give_the_usual_square() -> None:
-    assert _aligned(_LANDMARKS * 80 + (10, 20)).corners == pytest.approx(np.array([[10, 20], [90, 20], [10, 100]]))
-    mirrored = _aligned(_LANDMARKS[[1, 0, 2, 4, 3]])
+    assert align(_LANDMARKS * 80 + (10, 20)).corners == pytest.approx(np.array([[10, 20], [90, 20], [10, 100]]))
+    mirrored = align(_LANDMARKS[[1, 0, 2, 4, 3]])
     assert np.isfinite(mirrored.corners).all()  # nobody's face; but never an error
 
 
@@ -159,12 +157,10 @@ def test_any_square_can_be_cropped(height: int, width: int, x: float, y: float, 
         )
 
 
-def test_finders_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert build_finder("none") is None
-    assert isinstance(build_finder("auto"), MTCNNFinder) and isinstance(build_finder("haar"), HaarFinder)
-    with pytest.raises(UserError, match=r"--faces mtcn \(did you mean 'mtcnn'\?\)"):
-        build_finder("mtcn")  # type: ignore[arg-type]
+def test_detectors_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert build_detector("none") is None
+    assert build_detector("auto") is mtcnn and build_detector("haar") is haar
     monkeypatch.setitem(__import__("sys").modules, "facenet_pytorch", None)
-    assert isinstance(build_finder("auto"), HaarFinder)
+    assert build_detector("auto") is haar
     with pytest.raises(UserError, match="needs facenet-pytorch: uv sync"):
-        build_finder("mtcnn")
+        build_detector("mtcnn")

@@ -1,4 +1,4 @@
-"""Copies of photos with a box around each face, and what the network says of it."""
+"""Copies of photos with a box around each face, and what the network predicts for it."""
 
 import os
 from collections.abc import Sequence
@@ -6,49 +6,46 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from agr_lightning.files import atomic_write
-from agr_lightning.inference.answers import Answer
-from agr_lightning.inference.photo_reader import ReadPhoto
+from agr_lightning.files import atomic_write, user_path
+from agr_lightning.inference.photos import COPY_COMMENT, Photo
+from agr_lightning.inference.predictor import Answer
 from agr_lightning.messages import UserError
 
 # Legible in print and to the colour-blind: dark on light, and light on dark.
 _INK, _PAPER = "#10243e", "#ffd23f"
 
 
-def draw(photo: ReadPhoto, answers: Sequence[Answer]) -> Image.Image:
+def draw(photo: Photo, answers: Sequence[Answer]) -> Image.Image:
     """The kept picture of a photo, with boxes and labels; several faces have their numbers, as in predictions.csv."""
-    assert photo.shown is not None
-    image = Image.fromarray(photo.shown)
+    assert photo.picture is not None
+    image = Image.fromarray(photo.picture)
     canvas = ImageDraw.Draw(image)
     text_size = max(12, round(max(image.size) / 50))
     font = ImageFont.load_default(text_size)
     line = max(2, text_size // 7)
     for face, ((x, y, width, height), answer) in enumerate(zip(photo.boxes, answers, strict=True)):
-        left, top, right, bottom = (round(value * photo.shrunk) for value in (x, y, x + width, y + height))
+        left, top, right, bottom = (round(value * photo.scale) for value in (x, y, x + width, y + height))
         canvas.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=_PAPER, width=line)
         text = label(answer, face if len(answers) > 1 else None)
-        _, _, reach, depth = canvas.textbbox((0, 0), text, font)
+        _, _, text_width, text_height = (int(end) + 2 * line for end in canvas.textbbox((0, 0), text, font))
         # Above the face, or inside where there is no room; never beyond the right edge.
-        left = max(0, min(left, image.width - int(reach) - 2 * line))
-        above = top - int(depth) - 2 * line
-        top = above if above >= 0 else top
-        canvas.rectangle((left, top, left + int(reach) + 2 * line, top + int(depth) + 2 * line), fill=_PAPER)
+        left = max(0, min(left, image.width - text_width))
+        top = top - text_height if top >= text_height else top
+        canvas.rectangle((left, top, left + text_width, top + text_height), fill=_PAPER)
         canvas.text((left + line, top + line // 2), text, _INK, font)
     return image
 
 
 def label(answer: Answer, face: int | None = None) -> str:
-    """An answer in a line: the face's number, years with their interval, and the likeliest classes."""
+    """An answer in a line: the face's number, years with their interval, and the most probable classes."""
     parts = [] if face is None else [f"#{face}"]
     if answer.age is not None:
         interval = "" if answer.age_low is None else f" ({answer.age_low:.0f}-{answer.age_high:.0f})"
         parts.append(f"{answer.age:.0f}{interval}")
-    for name, probability in (
-        (answer.gender, answer.gender_probability),
-        (answer.race, answer.race_probability),
-    ):
-        if name is not None and probability is not None:
-            parts.append(f"{name} {probability:.0%}")
+    if answer.gender is not None:
+        parts.append(f"{answer.gender} {answer.gender_probability:.0%}")
+    if answer.race is not None:
+        parts.append(f"{answer.race} {answer.race_probability:.0%}")
     return "  ".join(parts)
 
 
@@ -63,36 +60,27 @@ class Annotator:
         UserError: when a copy would take the place of an input.
     """
 
-    def __init__(self, folder: Path, inputs: Sequence[Path]) -> None:
-        self._folder = folder
-        absolute = [_plain(path) for path in inputs]
+    def __init__(self, folder: str, inputs: Sequence[Path]) -> None:
+        self._folder = user_path(folder)
+        absolute = {_absolute(path) for path in inputs}
         self._shared = os.path.commonpath([path.parent for path in absolute])
-        taken = set(absolute)
         for path in absolute:
-            if _plain(self._target(path)) in taken:
+            if _absolute(self._target(path)) in absolute:
                 raise UserError(f"--annotate {folder} would overwrite {path.name}, an input: name another folder.")
 
-    def __call__(self, photo: ReadPhoto, answers: Sequence[Answer]) -> None:
+    def __call__(self, photo: Photo, answers: Sequence[Answer]) -> None:
         """Writes one; a photo that could not be used has no copy.
 
         Args:
             photo: read with its picture kept.
             answers: for its faces.
-
-        Raises:
-            UserError: when it cannot be written.
         """
-        if photo.shown is None:
+        if photo.picture is None:
             return
-        target = self._target(_plain(photo.path), photo.seconds)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(target) as file:
-                draw(photo, answers).save(file, "JPEG", quality=90)
-        except OSError as error:
-            raise UserError(
-                f"--annotate {self._folder}: {photo.path.name} cannot be written ({error.strerror or error})."
-            ) from None
+        target = self._target(_absolute(photo.path), photo.seconds)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(target) as file:
+            draw(photo, answers).save(file, "JPEG", quality=90, comment=COPY_COMMENT)
 
     def _target(self, path: Path, seconds: float | None = None) -> Path:
         below = path.relative_to(self._shared)
@@ -101,6 +89,6 @@ class Annotator:
         return self._folder / below.with_name(f"{below.name}{frame}{suffix}")
 
 
-def _plain(path: Path) -> Path:
-    """Absolute, without dots."""
+def _absolute(path: Path) -> Path:
+    """Without dots, and through no links."""
     return Path(os.path.abspath(path))  # noqa: PTH100 (keeps links)

@@ -1,19 +1,23 @@
 """A photo -> the faces in it, cropped like UTKFace's own."""
 
+import functools
+import importlib.util
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from agr_lightning.data.images import resize
-from agr_lightning.messages import UserError, did_you_mean, needs
+from agr_lightning.messages import UserError, needs
 
-FinderName = Literal["auto", "mtcnn", "haar", "none"]
+DetectorName = Literal["auto", "mtcnn", "haar", "none"]
 
+Pixels = NDArray[np.uint8]
 Points = NDArray[np.float64]
 
 # Where MTCNN's eyes, nose and corners of the mouth lie in a UTKFace crop, as shares of its side: medians of
@@ -24,11 +28,11 @@ _LANDMARKS = np.array([[0.301, 0.293], [0.692, 0.293], [0.493, 0.524], [0.322, 0
 _HAAR_SHIFT = 0.095
 
 # A photo is searched at this size at most, longer side in pixels; the crops are taken from the photo itself.
-_SEARCHED = 1280
+_SEARCH_SIZE = 1280
 
-# Detectors want to see where a head ends. A photo without a face, or with one that takes more than the first share of
+# Detectors need to see where a head ends. A photo without a face, or with one that takes more than the first share of
 # its shorter side, is searched again with the second share of it added around.
-_TIGHT, _SURROUNDINGS = 0.6, 0.3
+_TIGHT, _MARGIN = 0.6, 0.3
 
 
 @dataclass(frozen=True)
@@ -53,151 +57,97 @@ class Face:
         left, top = (self.corners[1] + self.corners[2]) / 2 - self.side / 2
         return round(left), round(top), round(self.side), round(self.side)
 
-    def crop(self, photo: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    def crop(self, photo: Pixels, size: int) -> Pixels:
         """The face, upright, as uint8 ``(size, size, 3)``; what lies outside of the photo repeats its edge."""
-        # First a square of the photo's own pixels, or of twice as many as are asked for: `resize` averages areas, and
-        # turning does not.
-        scale = min(1.0, 2 * size / self.side)
-        low = np.floor(self.corners.min(0).clip(0)).astype(int)
-        reach = self.corners[1] + self.corners[2] - self.corners[0]
-        high = np.ceil(np.maximum(self.corners.max(0), reach)).astype(int) + 1
-        part = photo[_within(low[1], high[1], len(photo)), _within(low[0], high[0], photo.shape[1])]
-        offset = np.array([min(low[0], photo.shape[1] - 1), min(low[1], len(photo) - 1)])
-        if scale < 1:
-            shape = (max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale)))
-            exact = np.array([shape[0] / part.shape[1], shape[1] / part.shape[0]])
-            part = np.asarray(cv2.resize(part, shape, interpolation=cv2.INTER_AREA), np.uint8)
-        else:
-            exact = np.ones(2)
-        side = max(1, round(self.side * scale))
+        # The part of the photo that holds the square, at least a pixel of it.
+        square = np.vstack([self.corners, self.corners[1] + self.corners[2] - self.corners[0]])
+        end = np.array([photo.shape[1], photo.shape[0]])
+        low = np.floor(square.min(0)).clip(0, end - 1).astype(int)
+        high = np.maximum(low + 1, np.minimum(np.ceil(square.max(0)).astype(int) + 1, end))
+        part = photo[low[1] : high[1], low[0] : high[0]]
+        # At most twice as many pixels as are asked for: `shrink` averages areas, and turning does not.
+        side = max(1, round(min(self.side, 2 * size)))
+        shrunk = shrink(part, min(1.0, 2 * size / self.side))
+        scale = np.array([shrunk.shape[1] / part.shape[1], shrunk.shape[0] / part.shape[0]])
         # Between the middles of pixels, which lie half a pixel from the corners.
-        there = ((self.corners - offset) * exact - 0.5).astype(np.float32)
-        here = np.array([[0, 0], [side, 0], [0, side]], np.float32) - 0.5
-        turn = cv2.getAffineTransform(here, there)
+        source = ((self.corners - low) * scale - 0.5).astype(np.float32)
+        target = np.array([[0, 0], [side, 0], [0, side]], np.float32) - 0.5
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        square = cv2.warpAffine(part, turn, (side, side), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-        return resize(np.asarray(square, np.uint8), size)
+        turn = cv2.getAffineTransform(target, source)
+        upright = cv2.warpAffine(shrunk, turn, (side, side), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        return resize(np.asarray(upright, np.uint8), size)
 
 
-class Finder(Protocol):
-    """Finds faces.
-
-    Attributes:
-        called: its name, for people.
-    """
-
-    called: str
-
-    def __call__(self, photo: NDArray[np.uint8], smallest: float) -> list[Face]:
-        """The faces of a photo, uint8 ``(height, width, 3)``, with sides of ``smallest`` pixels or more."""
+# The faces of a photo, uint8 (height, width, 3), with sides of so many pixels or more.
+Detector = Callable[[Pixels, float], list[Face]]
 
 
-def build_finder(name: FinderName) -> Finder | None:
-    """The finder called ``name``; None where photos are taken as face crops.
+def build_detector(name: DetectorName) -> Detector | None:
+    """The face detector of this name; None where each photo is taken as a face crop.
 
     Args:
         name: auto is MTCNN where it is installed, and otherwise OpenCV's Haar cascade.
 
     Raises:
-        UserError: for an unknown name, or when it is not installed.
+        UserError: when it is not installed.
     """
-    if name not in get_args(FinderName):
-        raise UserError(
-            f"--faces {name}{did_you_mean(name, get_args(FinderName))}: expected auto, mtcnn, haar or none."
-        )
-    if name == "none":
-        return None
-    if name in ("auto", "mtcnn"):
-        try:
-            return MTCNNFinder()
-        except ImportError:
-            if name == "mtcnn":
-                raise UserError(f"--faces mtcnn {needs('facenet-pytorch', 'faces')}; or use --faces haar.") from None
-    return HaarFinder()
+    installed = importlib.util.find_spec("facenet_pytorch") is not None
+    if name == "mtcnn" and not installed:
+        raise UserError(f"--faces mtcnn {needs('facenet-pytorch', 'faces')}; or use --faces haar.")
+    if name == "auto":
+        name = "mtcnn" if installed else "haar"
+    return {"mtcnn": mtcnn, "haar": haar, "none": None}[name]
 
 
-def find_faces(finder: Finder, photo: NDArray[np.uint8], smallest: float, largest: int | None) -> list[Face]:
+def find_faces(detector: Detector, photo: Pixels, smallest: float, largest: int | None) -> list[Face]:
     """The faces of a photo, the largest first.
 
     Args:
-        finder: what finds them.
+        detector: what finds them.
         photo: RGB, uint8 ``(height, width, 3)``.
         smallest: side of the smallest square to return, pixels.
         largest: how many to return; None for all.
     """
     height, width = photo.shape[:2]
-    scale = min(1.0, _SEARCHED / max(height, width))
-    searched = photo
-    if scale < 1:
-        shape = (max(1, round(width * scale)), max(1, round(height * scale)))
-        searched = np.asarray(cv2.resize(photo, shape, interpolation=cv2.INTER_AREA), np.uint8)
-    found = finder(searched, smallest * scale)
+    scale = min(1.0, _SEARCH_SIZE / max(height, width))
+    searched = shrink(photo, scale)
+    found = detector(searched, smallest * scale)
     if max((face.side for face in found), default=math.inf) > _TIGHT * min(searched.shape[:2]):
-        margin = math.ceil(_SURROUNDINGS * min(searched.shape[:2]))
+        margin = math.ceil(_MARGIN * min(searched.shape[:2]))
         padded = cv2.copyMakeBorder(searched, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
-        again = [Face(face.corners - margin) for face in finder(np.asarray(padded, np.uint8), smallest * scale)]
+        again = [Face(face.corners - margin) for face in detector(np.asarray(padded, np.uint8), smallest * scale)]
         found = again or found
-    actual = np.array([width / searched.shape[1], height / searched.shape[0]])
-    faces = [Face(face.corners * actual) for face in found]
-    faces = sorted((face for face in faces if face.side >= smallest), key=lambda face: -face.side)
-    return faces if largest is None else faces[:largest]
+    exact = np.array([width / searched.shape[1], height / searched.shape[0]])
+    faces = [Face(face.corners * exact) for face in found]
+    return sorted((face for face in faces if face.side >= smallest), key=lambda face: -face.side)[:largest]
 
 
-class MTCNNFinder:
+def mtcnn(photo: Pixels, smallest: float) -> list[Face]:
     """MTCNN, by facenet-pytorch: finds tilted faces, and their eyes, by which they are turned upright.
 
     Source: Zhang et al., "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks", IEEE
     Signal Processing Letters 2016.
-
-    Raises:
-        ImportError: when facenet-pytorch is not installed.
     """
-
-    called = "MTCNN"
-
-    def __init__(self) -> None:
-        import torch
-        from facenet_pytorch import MTCNN
-
-        self._kind, self._torch = MTCNN, torch
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._networks: dict[int, MTCNN] = {}
-
-    def __call__(self, photo: NDArray[np.uint8], smallest: float) -> list[Face]:
-        # MTCNN looks for faces a bit narrower than the crop, from 12 pixels on.
-        # In steps, as each size has networks of its own.
-        least = max(12, int(0.85 * smallest) // 4 * 4)
-        if min(photo.shape[:2]) <= least:
-            return []
-        if least not in self._networks:
-            self._networks[least] = self._kind(keep_all=True, min_face_size=least, device=self._device)
-        with self._torch.inference_mode():
-            _, _, landmarks = self._networks[least].detect(photo, landmarks=True)
-        return [] if landmarks is None else [_aligned(np.asarray(points, np.float64)) for points in landmarks]
+    # It looks for faces a bit narrower than the crop, from 12 pixels on. In steps, as each size has its own networks.
+    least = max(12, int(0.85 * smallest) // 4 * 4)
+    if min(photo.shape[:2]) <= least:
+        return []
+    _, _, landmarks = _mtcnn_networks(least).detect(photo, landmarks=True)
+    return [] if landmarks is None else [align(np.asarray(points, np.float64)) for points in landmarks]
 
 
-class HaarFinder:
+def haar(photo: Pixels, smallest: float) -> list[Face]:
     """OpenCV's Haar cascade: light, for frontal and upright faces.
 
     Source: Viola and Jones, "Rapid Object Detection Using a Boosted Cascade of Simple Features", CVPR 2001.
     """
-
-    called = "OpenCV's Haar cascade"
-
-    def __init__(self) -> None:
-        self._file = str(Path(cv2.__file__).parent / "data" / "haarcascade_frontalface_alt2.xml")
-
-    def __call__(self, photo: NDArray[np.uint8], smallest: float) -> list[Face]:
-        # A cascade keeps state while it searches: a new one for each call costs little beside the search.
-        cascade = cv2.CascadeClassifier(self._file)
-        gray = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)
-        least = max(20, int(smallest))
-        if min(photo.shape[:2]) < least:
-            return []
-        found = cascade.detectMultiScale(gray, 1.1, 3, minSize=(least, least))
-        return [
-            square(x + side / 2, y + (0.5 + _HAAR_SHIFT) * side, side) for x, y, side, _ in np.asarray(found).tolist()
-        ]
+    least = max(20, int(smallest))
+    if min(photo.shape[:2]) < least:
+        return []
+    # A cascade keeps state while it searches: a new one for each call costs little beside the search.
+    cascade = cv2.CascadeClassifier(str(Path(cv2.__file__).parent / "data" / "haarcascade_frontalface_alt2.xml"))
+    found = cascade.detectMultiScale(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), 1.1, 3, minSize=(least, least))
+    return [square(x + side / 2, y + (0.5 + _HAAR_SHIFT) * side, side) for x, y, side, _ in np.asarray(found).tolist()]
 
 
 def square(x: float, y: float, side: float) -> Face:
@@ -206,7 +156,7 @@ def square(x: float, y: float, side: float) -> Face:
     return Face(np.array([[left, top], [left + side, top], [left, top + side]]))
 
 
-def _aligned(points: Points) -> Face:
+def align(points: Points) -> Face:
     """The square of a face from its landmarks ``(5, 2)``: the least-squares similarity from the usual places."""
     x, y = _LANDMARKS.T
     zero, one = np.zeros(5), np.ones(5)
@@ -216,7 +166,16 @@ def _aligned(points: Points) -> Face:
     return Face(np.array([[c, d], [c + a, d + b], [c - b, d + a]]))
 
 
-def _within(low: int, high: int, length: int) -> slice:
-    """Rows from low to high of so many; at least one of them, where all of a face lies outside."""
-    start = min(max(low, 0), length - 1)
-    return slice(start, max(start + 1, min(high, length)))
+def shrink(photo: Pixels, scale: float) -> Pixels:
+    """The photo at this share of its size, 1 or less."""
+    shape = (max(1, round(photo.shape[1] * scale)), max(1, round(photo.shape[0] * scale)))
+    return np.asarray(cv2.resize(photo, shape, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+@functools.cache
+def _mtcnn_networks(smallest: int) -> Any:
+    import torch
+    from facenet_pytorch import MTCNN
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return MTCNN(keep_all=True, min_face_size=smallest, device=device).requires_grad_(False)

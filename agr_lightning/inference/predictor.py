@@ -1,26 +1,95 @@
-"""A trained network, whatever file it is in, for images of faces. Knows no Lightning; ONNX files need no torch."""
+"""A trained network, whatever file it is in, for images of faces. ONNX files need no torch."""
 
+import json
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agr_lightning.data.images import resize
-from agr_lightning.files import user_path
-from agr_lightning.inference.answers import Answer, Arrays, answers
-from agr_lightning.messages import UserError
+from agr_lightning.files import check_readable, user_path
+from agr_lightning.labels import CLASSES
+from agr_lightning.messages import UserError, needs
+from agr_lightning.models.config import NetworkConfig
 from agr_lightning.runs import ONNX_SUFFIX
 
-# Images of a batch: RGB, uint8 (faces, size, size, 3), to what was found in them.
+if TYPE_CHECKING:
+    from agr_lightning.models.network import AGRNetwork
+
+# What an engine returns, and an ONNX file has as outputs, of the tasks that the network has: years, float32 (faces,),
+# and probabilities, float32 (faces, classes).
+OUTPUTS = ("age", "age_low", "age_high", "gender", "race")
+
+# The input of an ONNX file; where it says what it is, and the number of that layout.
+ONNX_INPUT, ONNX_KEY, ONNX_FORMAT = "images", "agr_lightning", 2
+
+# What computes ONNX files, the best first. Others want more set up than they say when they are asked for.
+_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+Arrays = Mapping[str, NDArray[np.float32]]
+
+# From RGB images, uint8 (faces, size, size, 3).
 Engine = Callable[[NDArray[np.uint8]], Arrays]
 
 
-class Predictor:
-    """Age, gender and race of faces.
+@dataclass(frozen=True)
+class Answer:
+    """What the network predicts for one face; None for a task that it does not have.
 
-    Safe to call from several threads at once.
+    Attributes:
+        age: years.
+        age_low: lower end of the 80 % age interval, years; None also where the network was never calibrated.
+        age_high: its upper end.
+        genders: probability of each of ``labels.GENDERS``.
+        races: probability of each of ``labels.RACES``.
+    """
+
+    age: float | None
+    age_low: float | None
+    age_high: float | None
+    genders: dict[str, float] | None
+    races: dict[str, float] | None
+
+    @property
+    def gender(self) -> str | None:
+        """The most probable gender."""
+        return None if self.genders is None else max(self.genders, key=self.genders.__getitem__)
+
+    @property
+    def gender_probability(self) -> float | None:
+        """Probability of the most probable gender."""
+        return None if self.genders is None else max(self.genders.values())
+
+    @property
+    def race(self) -> str | None:
+        """The most probable race."""
+        return None if self.races is None else max(self.races, key=self.races.__getitem__)
+
+    @property
+    def race_probability(self) -> float | None:
+        """Probability of the most probable race."""
+        return None if self.races is None else max(self.races.values())
+
+
+def answers(arrays: Arrays) -> list[Answer]:
+    """The answer for each face of a batch."""
+    missing = [None] * len(next(iter(arrays.values())))
+    ages = [arrays[name].tolist() if name in arrays else missing for name in OUTPUTS[:3]]
+    known = [[None if value is None or math.isnan(value) else value for value in years] for years in ages]
+    classes = [
+        [dict(zip(names, row, strict=True)) for row in arrays[task].tolist()] if task in arrays else missing
+        for task, names in CLASSES.items()
+    ]
+    return [Answer(*values) for values in zip(*known, *classes, strict=True)]
+
+
+class Predictor:
+    """Age, gender and race of faces. It may be called from several threads at once.
 
     Example:
         ``Predictor.load("faces.onnx")([image])[0].age``
@@ -28,7 +97,7 @@ class Predictor:
     Args:
         engine: what computes.
         image_size: side of the images that the engine gets, pixels.
-        source: what the network was read from, for people.
+        source: the name of a shipped network, or the path of the file.
         of_cards: whether it was trained on drawn cards, which are no photos with faces in them.
     """
 
@@ -41,29 +110,26 @@ class Predictor:
         """Reads a trained network, without running any code that is in its file.
 
         Args:
-            path: an exported .onnx or .safetensors file, a checkpoint, a run folder, ``best`` or ``last``; ``small``
-                for the small network that comes with this project, None for the other.
+            path: an exported .onnx or .safetensors file, a checkpoint, a run folder, ``best`` or ``last``; ``agr`` or
+                ``small`` for a shipped network; None for ``agr``.
             root: the folder whose ``lightning_logs`` is meant by ``best`` and ``last``.
 
         Raises:
-            UserError: when it cannot be had, or onnxruntime is needed and not installed.
+            UserError: when there is none, or a library is missing.
         """
         named = None if path is None else os.fspath(path)
         if named is not None and Path(named).suffix.lower() == ONNX_SUFFIX:
-            from agr_lightning.inference.onnx_engine import load_onnx
-
             file = user_path(named)
-            engine = load_onnx(file)
-            return cls(engine, engine.image_size, str(file))
-        from agr_lightning.checkpoints import find_checkpoint, read_checkpoint
-        from agr_lightning.inference.torch_engine import TorchEngine
+            engine, config = load_onnx(file)
+            return cls(engine, config.image_size, str(file))
+        from agr_lightning.checkpoints import load_trained
 
-        checkpoint = read_checkpoint(find_checkpoint(named, root))
-        network = checkpoint.network()
-        return cls(TorchEngine(network), network.image_size, checkpoint.called, checkpoint.of_cards)
+        trained = load_trained(named, root)
+        of_cards = bool(trained.data.get("synthetic"))
+        return cls(_torch_engine(trained.network()), trained.config.image_size, trained.name, of_cards)
 
     def __call__(self, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], batch_size: int = 64) -> list[Answer]:
-        """What the network says of each image.
+        """Predicts for each image.
 
         Args:
             images: faces, cropped like UTKFace's: RGB, uint8 ``(height, width, 3)`` of any sizes, or one array
@@ -85,3 +151,58 @@ class Predictor:
                 f"an image of shape {image.shape} and type {image.dtype}; expected uint8 (height, width, 3), RGB."
             )
         return resize(image, self.image_size)
+
+
+def load_onnx(path: Path, option: str = "--ckpt_path") -> tuple[Engine, NetworkConfig]:
+    """Opens an ONNX file that ``export`` wrote.
+
+    Args:
+        path: the file.
+        option: how the user named it, for messages.
+
+    Raises:
+        UserError: when it is missing, damaged, not of this version, or onnxruntime is not installed.
+    """
+    check_readable(path, option)
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError(f"{option} {path} {needs('onnxruntime', 'onnx')}.") from None
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4  # what goes wrong is raised
+    available = onnxruntime.get_available_providers()
+
+    def engine(images: NDArray[np.uint8]) -> Arrays:
+        found = session.run(names, {ONNX_INPUT: np.ascontiguousarray(images.transpose(0, 3, 1, 2))})
+        return dict(zip(names, found, strict=True))
+
+    try:
+        providers = [name for name in _PROVIDERS if name in available]
+        session = onnxruntime.InferenceSession(path, settings, providers=providers)
+        facts = json.loads(session.get_modelmeta().custom_metadata_map.get(ONNX_KEY, "{}"))
+        if facts.get("format") != ONNX_FORMAT:
+            raise UserError(
+                f"its format is {facts.get('format')}, and this version of the project reads {ONNX_FORMAT}: export the "
+                "checkpoint again"
+            )
+        config = NetworkConfig.from_dict(facts.get("network"))
+        names = [output.name for output in session.get_outputs()]
+        if facts.get("labels") != {task: list(CLASSES[task]) for task in CLASSES if task in names}:
+            raise UserError("its labels are not those of this project")
+        answers(engine(np.zeros((2, config.image_size, config.image_size, 3), np.uint8)))
+    except Exception as error:  # of onnxruntime, of no common kind
+        raise UserError(f"{option} {path} cannot be used: {str(error).splitlines()[0][:200]}.") from None
+    return engine, config
+
+
+def _torch_engine(network: "AGRNetwork") -> Engine:
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network.to(device)
+
+    def engine(images: NDArray[np.uint8]) -> Arrays:
+        with torch.inference_mode():
+            return network.predict(torch.from_numpy(images).permute(0, 3, 1, 2).to(device)).arrays()
+
+    return engine

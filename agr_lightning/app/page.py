@@ -1,5 +1,6 @@
-"""The web page: widgets only. Streamlit runs this file anew for each change on the page; app_server.py starts it."""
+"""The web page: widgets only. Streamlit runs this file anew for each change on the page."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -7,10 +8,9 @@ import streamlit as st
 
 from agr_lightning.data.images import EXTENSIONS
 from agr_lightning.inference.annotate import draw
-from agr_lightning.inference.answers import Answer
-from agr_lightning.inference.photo_reader import PhotoReader, ReadingOptions, ReadPhoto
-from agr_lightning.inference.predictions import Row, as_csv, rows_of
-from agr_lightning.inference.predictor import Predictor
+from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader
+from agr_lightning.inference.predict import Row, as_csv, rows_of
+from agr_lightning.inference.predictor import Answer, Predictor
 
 _PURPOSE = """
 It says what a network has learnt from how people judged some 19,000 photos: **apparent** age, one of two genders,
@@ -24,9 +24,9 @@ and one of five coarse race labels, of which the last is everyone else. It does 
 
 
 @st.cache_resource(show_spinner="Loading the network …")
-def _tools(named: str | None) -> tuple[Predictor, PhotoReader]:
-    predictor = Predictor.load(named)
-    return predictor, PhotoReader(ReadingOptions(), predictor.image_size, keep=True, cards=predictor.of_cards)
+def _tools(ckpt_path: str | None) -> tuple[Predictor, PhotoReader]:
+    predictor = Predictor.load(ckpt_path)
+    return predictor, PhotoReader(PhotoOptions(), predictor.image_size, True, predictor.of_cards)
 
 
 def main() -> None:
@@ -38,23 +38,19 @@ def main() -> None:
     with st.sidebar:
         race = st.toggle("Show race", value=True)
         camera = st.toggle("Use the camera", value=False)
-        st.caption(f"Network: {predictor.source}")
-    uploads = list(
-        st.file_uploader(
-            "Photos",
-            sorted(extension.lstrip(".") for extension in EXTENSIONS),
-            accept_multiple_files=True,
-        )
-        or []
-    )
-    shot = st.camera_input("A photo from the camera") if camera else None
+        st.caption(f"Network: {_verbatim(predictor.source)}")
+    kinds = sorted(extension.lstrip(".") for extension in EXTENSIONS)
+    uploads = list(st.file_uploader("Photos", kinds, accept_multiple_files=True) or [])
+    if camera and (shot := st.camera_input("A photo from the camera")):
+        uploads.append(shot)
     rows: list[Row] = []
-    for upload in [*uploads, *([shot] if shot else [])]:
-        with st.spinner(f"Looking at {upload.name} …"):
-            photo = reader.open(upload.getvalue(), Path(upload.name))
+    for upload in uploads:
+        with st.spinner("Looking for faces …"):
+            (photo,) = reader.read(Path(upload.name), upload.getvalue())
             answers = predictor(photo.crops)
         if not race:
-            answers = [answer.without("race") for answer in answers]
+            answers = [dataclasses.replace(answer, races=None) for answer in answers]
+        st.subheader(_verbatim(upload.name))
         _show(photo, answers)
         rows += rows_of(photo, answers)
     if rows:
@@ -63,22 +59,20 @@ def main() -> None:
         st.markdown(_PURPOSE)
 
 
-def _show(photo: ReadPhoto, answers: list[Answer]) -> None:
-    st.subheader(photo.path.name)
+def _show(photo: Photo, answers: list[Answer]) -> None:
     if photo.problem is not None:
-        st.error(f"This file cannot be used: {photo.problem}.")
+        st.error(f"This file cannot be used: {_verbatim(photo.problem)}.")
         return
     if not answers:
         st.warning("No face was found in this photo. A larger or more frontal face may help.")
     st.image(draw(photo, answers))
-    if not answers:
-        return
-    faces = "one face" if len(answers) == 1 else f"{len(answers)} faces, the largest first"
-    st.caption(f"Found {faces}; the age with the interval that holds 80 % of labels.")
-    st.table([_described(face, answer) for face, answer in enumerate(answers)])
+    if answers:
+        faces = "one face" if len(answers) == 1 else f"{len(answers)} faces, the largest first"
+        st.caption(f"Found {faces}; the age with the interval that holds 80 % of labels.")
+        st.table([_cells(face, answer) for face, answer in enumerate(answers)])
 
 
-def _described(face: int, answer: Answer) -> dict[str, str]:
+def _cells(face: int, answer: Answer) -> dict[str, str]:
     cells = {"Face": f"#{face}"}
     if answer.age is not None:
         interval = "" if answer.age_low is None else f" ({answer.age_low:.0f} to {answer.age_high:.0f})"
@@ -88,6 +82,11 @@ def _described(face: int, answer: Answer) -> dict[str, str]:
             ranked = sorted(probabilities.items(), key=lambda item: -item[1])
             cells[title] = ", ".join(f"{name} {value:.0%}" for name, value in ranked if value >= 0.05)
     return cells
+
+
+def _verbatim(text: str) -> str:
+    """Markdown that shows a text as it is: links and images in names of files are not followed."""
+    return f"`{' '.join(text.split()).replace('`', chr(39))}`"
 
 
 main()

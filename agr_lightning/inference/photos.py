@@ -1,0 +1,294 @@
+"""What `predict` is pointed at -> photos and frames of videos, with the faces in them cropped."""
+
+import codecs
+import contextlib
+import dataclasses
+import glob
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from agr_lightning.data.images import EXTENSIONS, ImageError, open_file, open_image, pixels_of, read_bytes, resize
+from agr_lightning.files import user_path, walk_files
+from agr_lightning.inference.faces import DetectorName, build_detector, find_faces, shrink
+from agr_lightning.messages import UserError
+
+_log = logging.getLogger(__name__)
+
+VIDEO_EXTENSIONS = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"})
+
+# The JPEG comment of an annotated copy, by which it is told from a photo; it stands in the first bytes of the file.
+COPY_COMMENT = b"annotated by agr_lightning"
+
+# Longest side, in pixels, of the picture that is kept for annotation.
+_PICTURE_SIZE = 2048
+
+# So many photos are read ahead where their pictures are kept, of up to 12 MB each.
+_PICTURES = 8
+
+# Photos of more pixels are read one at a time, however many threads there are: 100 megapixels take up to 1 GB.
+_LARGE = 25_000_000
+_LARGE_LOCK = threading.Lock()
+
+
+def find_photos(path: str | None, option: str = "--data.predict_path") -> list[Path]:
+    """Lists the photos that ``path`` names.
+
+    Args:
+        path: a photo or video; a folder, searched recursively for them; a glob, ``**`` included; or a .txt file that
+            names one of them in each line.
+        option: how the user named it, for messages.
+
+    Returns:
+        The paths: those of a folder or glob sorted, without annotated copies; those of a list as it has them.
+
+    Raises:
+        UserError: when nothing is named or found.
+    """
+    if not path:
+        raise UserError(f"no photos are named: give {option} PHOTO, FOLDER or 'GLOB'.")
+    named = user_path(path)
+    if named.suffix.lower() == ".txt" and named.is_file():
+        return _listed(named, option)
+    if named.is_dir():
+        files = sorted(named / name for name in walk_files(named))
+        photos = [file for file in files if file.suffix.lower() in EXTENSIONS | VIDEO_EXTENSIONS]
+    elif named.exists():
+        return [named]
+    else:
+        matches = glob.glob(str(named), recursive=True)  # noqa: PTH207 (absolute ones too)
+        files = photos = sorted(file for match in matches if (file := Path(match)).is_file())
+    photos = [file for file in photos if not _is_by_product(file)]
+    if len(files) > len(photos):
+        _log.info(f"{path}: {len(files) - len(photos):,} files that are no photos left out")
+    if not photos:
+        raise UserError(f"{option} {path}: no photo or folder of photos, and none matches it as a glob.")
+    return photos
+
+
+def _listed(path: Path, option: str) -> list[Path]:
+    """The lines of a list; a file that is not there is an input like any other, and gets a row that says so."""
+    content = path.read_bytes()
+    # As Windows' editors write them.
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    lines = content.decode("utf-16" if wide else "utf-8-sig", "replace" if wide else "surrogateescape").splitlines()
+    photos = [Path(os.path.expanduser(line.strip())) for line in lines if line.strip()]  # noqa: PTH111 (never fails)
+    if not photos:
+        raise UserError(f"{option} {path} names no photo.")
+    return photos
+
+
+def _is_by_product(path: Path) -> bool:
+    """Whether macOS, a Synology disk or `--annotate` has put a file beside photos."""
+    if path.name.startswith("._") or "@eaDir" in path.parts:
+        return True
+    with contextlib.suppress(ImageError), open_file(path) as file:
+        return COPY_COMMENT in file.read(64)
+    return False
+
+
+@dataclass(frozen=True)
+class PhotoOptions:
+    """Which faces are wanted.
+
+    Args:
+        faces: what finds them: mtcnn turns tilted faces upright, haar is lighter, none takes each photo as one face
+            crop; auto is mtcnn where it is installed, and otherwise haar.
+        largest: how many of a photo, the largest first; null for all.
+        min_size: side of the smallest face, pixels.
+        every: seconds between the frames of a video.
+
+    Raises:
+        UserError: for values that cannot work.
+    """
+
+    faces: DetectorName = "auto"
+    largest: int | None = None
+    min_size: float = 30
+    every: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("largest", self.largest), ("min_size", self.min_size)):
+            if value is not None and not 1 <= value < math.inf:
+                raise UserError(f"--{name} {value} must be 1 or more.")
+        if not 0 < self.every < math.inf:
+            raise UserError(f"--every {self.every} must be above 0 seconds.")
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo, or a frame of a video, as it was read.
+
+    Attributes:
+        path: of the file.
+        crops: its faces, the largest first, RGB, uint8 ``(faces, size, size, 3)``.
+        boxes: of the faces: left, top, width and height, pixels.
+        seconds: where in the video the frame is; None for a photo.
+        problem: why the file could not be used; None where it could.
+        picture: RGB, uint8, at most 2048 pixels long, where it is to be annotated.
+        scale: how many pixels of the picture are one of the photo, 1 or less.
+        index: of the file among all inputs.
+    """
+
+    path: Path
+    crops: NDArray[np.uint8]
+    boxes: list[tuple[int, int, int, int]] = field(default_factory=list)
+    seconds: float | None = None
+    problem: str | None = None
+    picture: NDArray[np.uint8] | None = None
+    scale: float = 1.0
+    index: int = 0
+
+
+class PhotoReader:
+    """Reads files; may be used from several threads at once.
+
+    Args:
+        options: which faces are wanted.
+        size: side of the crops, pixels.
+        keep_picture: keep the pictures for annotation.
+        of_cards: whether the network was trained on drawn cards: then no faces are looked for, unless asked for by
+            name.
+
+    Raises:
+        UserError: when the face detector is unknown or not installed.
+    """
+
+    def __init__(self, options: PhotoOptions, size: int, keep_picture: bool = False, of_cards: bool = False) -> None:
+        self._options, self._size, self.keep_picture = options, size, keep_picture
+        self._detector = build_detector("none" if of_cards and options.faces == "auto" else options.faces)
+
+    @property
+    def description(self) -> str:
+        """How faces are found, for people."""
+        if self._detector is None:
+            return "each photo is taken as one"
+        return f"found by {self._detector.__name__}; for photos that are face crops, --faces none is quicker"
+
+    def read(self, path: Path, content: bytes | None = None) -> Iterator[Photo]:
+        """What is in a file; a file that cannot be used is one photo with a problem, whatever the problem is.
+
+        Args:
+            path: of a photo or video.
+            content: of a photo, where it was read already.
+        """
+        problem = None
+        try:
+            if content is None and path.suffix.lower() in VIDEO_EXTENSIONS:
+                yield from self._frames(path)
+            else:
+                yield self._decode(read_bytes(path) if content is None else content, path)
+        except ImageError as error:
+            problem = str(error)
+        except Exception as error:  # decoders and detectors raise anything; the other inputs go on
+            _log.warning(f"{path}: {error!r}")
+            problem = f"failed ({' '.join(str(error).split())[:80] or type(error).__name__})"
+        if problem is not None:
+            yield Photo(path, np.zeros((0, self._size, self._size, 3), np.uint8), problem=problem)
+
+    def look(self, pixels: NDArray[np.uint8], path: Path = Path(), seconds: float | None = None) -> Photo:
+        """The faces of a decoded photo: RGB, uint8 ``(height, width, 3)``."""
+        height, width = pixels.shape[:2]
+        if self._detector is None:
+            crops, boxes = resize(pixels, self._size)[None], [(0, 0, width, height)]
+        else:
+            faces = find_faces(self._detector, pixels, self._options.min_size, self._options.largest)
+            shape = (len(faces), self._size, self._size, 3)
+            crops = np.array([face.crop(pixels, self._size) for face in faces], np.uint8).reshape(shape)
+            boxes = [face.box for face in faces]
+        if not self.keep_picture:
+            return Photo(path, crops, boxes, seconds)
+        scale = min(1.0, _PICTURE_SIZE / max(height, width))
+        return Photo(path, crops, boxes, seconds, picture=shrink(pixels, scale), scale=scale)
+
+    def _decode(self, content: bytes, path: Path) -> Photo:
+        image = open_image(content)
+        with _LARGE_LOCK if image.width * image.height > _LARGE else contextlib.nullcontext():
+            with image:  # which keeps its pixels too, until it is closed
+                pixels = pixels_of(image)
+            return self.look(pixels, path)
+
+    def _frames(self, path: Path) -> Iterator[Photo]:
+        open_file(path).close()
+        try:
+            name = str(path.absolute()).encode().decode()
+        except UnicodeEncodeError:
+            raise ImageError("a video's name must be UTF-8") from None  # OpenCV crashes
+        video = cv2.VideoCapture(name)
+        wanted = 0.0
+        try:
+            while video.grab():
+                # A file that does not say how fast it plays has no times either: then frames count as 1/25 s.
+                rate = video.get(cv2.CAP_PROP_FPS) or 25.0
+                number = video.get(cv2.CAP_PROP_POS_FRAMES) - 1
+                seconds = video.get(cv2.CAP_PROP_POS_MSEC) / 1000 or max(0.0, number) / rate
+                if seconds + 1e-6 < wanted:
+                    continue
+                readable, frame = video.retrieve()
+                if not readable:
+                    continue
+                wanted = seconds + self._options.every
+                rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                yield self.look(np.asarray(rgb, np.uint8), path, round(seconds, 3))
+        finally:
+            video.release()
+        if not wanted:
+            raise ImageError("no frame of it can be decoded")
+
+
+def photo_batches(
+    inputs: Sequence[tuple[int, Path]],
+    reader: PhotoReader,
+    batch_size: int,
+    done: Callable[[], object] = lambda: None,
+) -> Iterator[list[Photo]]:
+    """What is in files, in their order; no more than some batches are in memory, however many files there are.
+
+    Args:
+        inputs: photos and videos, each with its index among all inputs.
+        reader: reads them.
+        batch_size: faces in a batch; there are more where the last photo of it has them, and fewer at the end, or
+            where many photos have none.
+        done: called after each input.
+    """
+    waiting: list[Photo] = []
+    faces = 0
+    for photo in _read_ahead(inputs, reader, _PICTURES if reader.keep_picture else batch_size, done):
+        waiting.append(photo)
+        faces += len(photo.crops)
+        if faces >= batch_size or len(waiting) >= (_PICTURES if reader.keep_picture else 2 * batch_size):
+            yield waiting
+            waiting, faces = [], 0
+    if waiting:
+        yield waiting
+
+
+def _read_ahead(
+    inputs: Sequence[tuple[int, Path]], reader: PhotoReader, ahead: int, done: Callable[[], object]
+) -> Iterator[Photo]:
+    """Reads photos in threads, some ahead of what is asked for; videos, which are long, when they are asked for."""
+
+    def read(one: tuple[int, Path]) -> Iterable[Photo]:
+        photos = (dataclasses.replace(photo, index=one[0]) for photo in reader.read(one[1]))
+        return photos if one[1].suffix.lower() in VIDEO_EXTENSIONS else list(photos)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        current: Iterable[Iterable[Photo]] = ()
+        try:
+            for start in range(0, len(inputs) + ahead, ahead):
+                following = pool.map(read, inputs[start : start + ahead])
+                for photos in current:
+                    yield from photos
+                    done()
+                current = following
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
