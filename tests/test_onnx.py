@@ -6,21 +6,26 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
-from agr_lightning.checkpoints import read_checkpoint
+from agr_lightning.checkpoints import KEY, describe
 from agr_lightning.data.images import read_rgb, resize
-from agr_lightning.inference import onnx_export
-from agr_lightning.inference.onnx_engine import load_onnx
+from agr_lightning.inference import export as door
+from agr_lightning.inference.export import export
 from agr_lightning.inference.predictor import Predictor
 from agr_lightning.labels import GENDERS, RACES
 from agr_lightning.messages import UserError
-from agr_lightning.module import AGRModule
+from agr_lightning.models.config import NetworkConfig
+from agr_lightning.models.network import AGRNetwork
+from tests.drawn_face import draw_photo
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -28,11 +33,17 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture(scope="module")
 def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The network that has learnt the cards. Not to be changed."""
-    from agr_lightning.inference.export import export
-
     path = tmp_path_factory.mktemp("onnx") / "cards.onnx"
     text = export(str(trained), str(path))
     assert text.startswith(f"{path}: 13.9 MB, agr_cnn, answers at most ") and text.endswith("on 64 faces")
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small shipped network. Not to be changed."""
+    path = tmp_path_factory.mktemp("onnx") / "small.onnx"
+    export("small", str(path))
     return path
 
 
@@ -49,7 +60,8 @@ def test_a_stranger_needs_the_file_alone(exported: Path, cards: Path) -> None:
     """As somebody would use it who has onnxruntime, and nothing of this project."""
     session = onnxruntime.InferenceSession(exported)
     facts = json.loads(session.get_modelmeta().custom_metadata_map["agr_lightning"])
-    assert facts["labels"] == {"gender": list(GENDERS), "race": list(RACES)} and facts["image_size"] == 48
+    assert facts["labels"] == {"gender": list(GENDERS), "race": list(RACES)} and facts["format"] == 2
+    assert facts["network"]["image_size"] == 48 and facts["network"]["backbone"] == "agr_cnn"
     assert len(facts["calibration"]["age_low"]) == 10 and facts["age_interval_level"] == 0.8
     files = sorted(cards.iterdir())[:40]
     image = np.stack([read_rgb(path) for path in files]).transpose(0, 3, 1, 2)
@@ -67,39 +79,37 @@ def test_a_stranger_needs_the_file_alone(exported: Path, cards: Path) -> None:
     assert age.shape == (1,) and np.isfinite(age).all()
 
 
-def test_the_file_names_nobody_s_folders(exported: Path) -> None:
-    content = exported.read_bytes()
+def test_the_file_names_nobody_s_folders(small: Path) -> None:
+    content = small.read_bytes()
     assert b"site-packages" not in content and b"agr_lightning/" not in content and b"/tmp" not in content
 
 
-def test_weights_in_16_bits(trained: Path, cards: Path, here: Path, run: Run) -> None:
-    code, out, err = run(
-        "export", "--ckpt_path", str(trained), "--output", "half.onnx", "--half", "--images", str(cards)
-    )
-    assert code == 0 and out.startswith("half.onnx: 7.0 MB"), err
+def test_weights_in_16_bits(cards: Path, here: Path) -> None:
+    assert export("small", "half.onnx", str(cards), half=True).startswith("half.onnx: 2.8 MB")
     images = [read_rgb(path) for path in sorted(cards.iterdir())]
-    for one, other in zip(Predictor.load("half.onnx")(images), Predictor.load(trained)(images), strict=True):
+    for one, other in zip(Predictor.load("half.onnx")(images), Predictor.load("small")(images), strict=True):
         assert one.age == pytest.approx(other.age, abs=0.1)
 
 
-def test_ages_that_rounding_moves_into_the_next_bin_have_its_interval(trained: Path, cards: Path, here: Path) -> None:
-    faces = [read_rgb(path) for path in sorted(cards.iterdir())[:8]]
-    content = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
-    weights = content["state_dict"]
-    place = "network.calibration.age_edges"
-    weights[place][:8] = torch.tensor(sorted(answer.age or 0.0 for answer in Predictor.load(trained)(faces)))
-    weights[place][8] = torch.inf
-    weights["network.calibration.age_low"] = -10.0 - torch.arange(10.0)
-    weights["network.calibration.age_high"] = torch.full((10,), 10.0)
-    torch.save(content, "edges.ckpt")
-    onnx_export.write_onnx(here / "edges.onnx", read_checkpoint(here / "edges.ckpt"), faces, half=True)
+def test_ages_that_rounding_moves_into_the_next_bin_have_its_interval(cards: Path, here: Path) -> None:
+    Path("faces").mkdir()
+    for path in sorted(cards.iterdir())[:8]:
+        shutil.copy(path, "faces")
+    faces = [read_rgb(path) for path in sorted(Path("faces").iterdir())]
+    network = AGRNetwork(NetworkConfig(image_size=48))
+    _save(network, here / "plain.ckpt")
+    fit = network.calibration
+    fit.age_edges[:8] = torch.tensor(sorted(answer.age or 0.0 for answer in Predictor.load("plain.ckpt")(faces)))
+    fit.age_low[:] = -10.0 - torch.arange(10.0)
+    fit.age_high[:] = 10.0
+    _save(network, here / "edges.ckpt")
+    export("edges.ckpt", "edges.onnx", "faces", half=True)
     low = [[answer.age_low for answer in Predictor.load(f"edges.{kind}")(faces)] for kind in ("ckpt", "onnx")]
     assert np.abs(np.subtract(*low)).max() > 0.5  # some did move
 
 
-def test_the_box_is_exported_where_no_checkpoint_is_named(here: Path, run: Run) -> None:
-    code, out, err = run("export", "--output", "faces.onnx")
-    assert code == 0 and out.startswith("faces.onnx: 14.1 MB, agr_cnn"), err
+def test_the_shipped_network_is_exported_where_no_checkpoint_is_named(here: Path) -> None:
+    assert export(output="faces.onnx").startswith("faces.onnx: 14.1 MB, agr_cnn, answers at most")
     image = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
     (one,), (other,) = Predictor.load("faces.onnx")([image]), Predictor.load()([image])
     assert one.age == pytest.approx(other.age, abs=1e-3) and one.race == other.race
@@ -107,79 +117,75 @@ def test_the_box_is_exported_where_no_checkpoint_is_named(here: Path, run: Run) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v3_small", "efficientnet_b0", "vgg16_bn", "convnext_tiny"])
-def test_every_family_of_backbones_can_be_exported(backbone: str, tmp_path: Path) -> None:
-    _export_fresh(tmp_path, backbone=backbone, input_size=64)
+def test_every_family_of_backbones_can_be_exported(backbone: str, here: Path) -> None:
+    _export_fresh(NetworkConfig(backbone, image_size=64))
 
 
 @pytest.mark.parametrize(
-    "options",
+    "config",
     [
-        {"tasks": ["gender"], "mirror": True},
-        {"age_loss": "coral", "age_readout": "median", "grayscale": True},
-        {"age_loss": "dldl", "tasks": ["age", "race"], "backbone": "two_branch_cnn"},
+        NetworkConfig(tasks=("gender",), tta_flip=True, image_size=64),
+        NetworkConfig(age_loss="coral", age_readout="median", grayscale=True, image_size=64),
+        NetworkConfig("two_branch_cnn", age_loss="dldl", tasks=("age", "race"), image_size=64),
     ],
     ids=["one task, mirrored", "ordinal median, gray", "branches"],
 )
-def test_every_kind_of_network_can_be_exported(options: dict[str, object], tmp_path: Path) -> None:
-    tasks = options.get("tasks", ["age", "gender", "race"])
-    path = _export_fresh(tmp_path, input_size=64, **options)
-    (answer,) = Predictor.load(path)([np.zeros((64, 64, 3), np.uint8)])
+def test_every_kind_of_network_can_be_exported(config: NetworkConfig, here: Path) -> None:
+    (answer,) = Predictor.load(_export_fresh(config))([np.zeros((64, 64, 3), np.uint8)])
     present = {"age": answer.age, "gender": answer.gender, "race": answer.race}
-    assert [task for task, value in present.items() if value is not None] == tasks
+    assert tuple(task for task, value in present.items() if value is not None) == config.tasks
     assert answer.age_low is None  # never calibrated
 
 
-def _export_fresh(folder: Path, **options: object) -> Path:
+def _export_fresh(config: NetworkConfig) -> Path:
     """Exports a network with random weights, whose answers are compared in doing so."""
     torch.manual_seed(0)
-    module = AGRModule(**options)  # type: ignore[arg-type]
-    for layer in module.modules():
+    network = AGRNetwork(config)
+    for layer in network.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(layer.weight, 0.5, 1.0)
-    content = {
-        "state_dict": module.state_dict(),
-        "hyper_parameters": dict(module.hparams),
-        "datamodule_hyper_parameters": {
-            "image_size": options["input_size"],
-            "grayscale": bool(options.get("grayscale")),
-        },
-    }
-    torch.save(content, folder / "fresh.ckpt")
-    faces = list(np.random.default_rng(0).integers(0, 256, (3, 70, 80, 3), np.uint8))
-    onnx_export.write_onnx(folder / "fresh.onnx", read_checkpoint(folder / "fresh.ckpt"), faces, half=False)
-    return folder / "fresh.onnx"
+    _save(network, Path("fresh.ckpt"))
+    export("fresh.ckpt", "fresh.onnx")
+    return Path("fresh.onnx")
 
 
-def test_other_answers_are_not_kept(trained: Path, here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    converted = onnx_export._converted
+def _save(network: AGRNetwork, path: Path) -> None:
+    weights = {f"network.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"state_dict": weights, KEY: describe(network.config, {"synthetic": 0}, 3)}, path)
 
-    def wrong(whole: onnx_export._Whole) -> onnx.ModelProto:
-        model = converted(whole)
+
+def test_other_answers_are_not_kept(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert = torch.onnx.export
+
+    def wrong(*given: Any, **options: Any) -> Any:
+        program = convert(*given, **options)
+        model = program.model_proto
         for tensor in model.graph.initializer:
             if len(tensor.dims) == 2:
                 weights = onnx.numpy_helper.to_array(tensor) * 1.01
                 tensor.CopyFrom(onnx.numpy_helper.from_array(weights.astype(np.float32), tensor.name))
-        return model
+        return SimpleNamespace(model_proto=model)
 
-    monkeypatch.setattr(onnx_export, "_converted", wrong)
-    code, _, err = run("export", "--ckpt_path", str(trained), "--output", "a.onnx")
-    assert code == 1 and "nothing was written: the ONNX file's answers are at most" in err
+    monkeypatch.setattr(door.torch.onnx, "export", wrong)
+    with pytest.raises(UserError, match="nothing was written: the ONNX file's answers are at most"):
+        export("small", "a.onnx")
     assert not list(here.iterdir())
 
 
-def test_what_is_no_export_of_ours_is_refused(exported: Path, here: Path) -> None:
-    whole = exported.read_bytes()
+def test_what_is_no_export_of_ours_is_refused(small: Path, here: Path) -> None:
+    whole = small.read_bytes()
     Path("cut.onnx").write_bytes(whole[: len(whole) // 2])
     Path("text.onnx").write_text("hello")
     Path("empty.onnx").touch()
     for name in ("cut", "text", "empty"):
-        with pytest.raises(UserError, match=f"{name}.onnx is no ONNX file, or is damaged"):
-            load_onnx(Path(f"{name}.onnx"))
+        with pytest.raises(UserError, match=rf"--ckpt_path {name}\.onnx cannot be used: "):
+            Predictor.load(f"{name}.onnx")
+    network = json.loads(onnx.load_from_string(whole).metadata_props[0].value)["network"]
     for name, change, message in (
-        ("other", None, "was not written by this project's export"),
-        ("later", {"format": 2}, "of another version"),
-        ("size", {"image_size": "48"}, "does not say of itself what it should"),
-        ("labels", {"labels": {"gender": ["female", "male"]}}, "does not say of itself what it should"),
+        ("other", None, "its format is None, and this version of the project reads 2: export the checkpoint again"),
+        ("earlier", {"format": 1}, "its format is 1, and this version of the project reads 2"),
+        ("size", {"network": network | {"image_size": "48"}}, "its image_size cannot be '48'"),
+        ("labels", {"labels": {"gender": ["female", "male"]}}, "its labels are not those of this project"),
     ):
         model = onnx.load_from_string(whole)
         facts = json.loads(model.metadata_props[0].value)
@@ -191,8 +197,8 @@ def test_what_is_no_export_of_ours_is_refused(exported: Path, here: Path) -> Non
             Predictor.load(f"{name}.onnx")
 
 
-def test_what_only_says_that_it_is_ours_is_refused(exported: Path, here: Path) -> None:
-    facts = onnx.load(exported).metadata_props[0].value
+def test_what_only_says_that_it_is_ours_is_refused(small: Path, here: Path) -> None:
+    facts = onnx.load(small).metadata_props[0].value
     float_images = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, [None, 3, None, None])
     images = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, [None, 3, None, None])
     outputs = {
@@ -200,63 +206,76 @@ def test_what_only_says_that_it_is_ours_is_refused(exported: Path, here: Path) -
     }
     copies = [onnx.helper.make_node("Identity", ["images"], [name]) for name in outputs]
     casts = [onnx.helper.make_node("Cast", ["images"], [name], to=onnx.TensorProto.FLOAT) for name in outputs]
-    for name, given, nodes, message in (
-        ("input", float_images, copies, "cannot be computed: "),
-        ("shapes", images, casts, "does not answer as this project's files do"),
-    ):
+    for name, given, nodes in (("input", float_images, copies), ("shapes", images, casts)):
         graph = onnx.helper.make_graph(nodes, "graph", [given], list(outputs.values()))
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
         onnx.helper.set_model_props(model, {"agr_lightning": facts})
         onnx.save(model, f"{name}.onnx")
-        with pytest.raises(UserError, match=f"{name}.onnx {message}"):
+        with pytest.raises(UserError, match=rf"{name}\.onnx cannot be used: "):
             Predictor.load(f"{name}.onnx")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--output", "a.bin"), "--output a.bin must end in .onnx or .safetensors."),
-        (("--output", "nowhere/a.onnx"), "--output nowhere/a.onnx: there is no folder nowhere."),
-        (("--output", "a.safetensors", "--half"), "--images and --half are for .onnx files"),
-        (("--output", "a.safetensors"), "the network that comes with this project is an exported file already"),
-        (("--output", "a.onnx", "--images", "nowhere"), "--images nowhere: no such photo or folder"),
-        (("--output", "a.onnx", "--images", "bad.jpg"), "--images bad.jpg: one of the photos is not an image."),
+        ({"output": "a.bin"}, r"--output a\.bin must end in \.onnx or \.safetensors\."),
+        ({"output": "nowhere/a.onnx"}, "No such file or directory: 'nowhere/a.onnx'"),
+        ({"output": "a.safetensors", "half": True}, r"--images and --half are for \.onnx files"),
+        ({"output": "a.safetensors"}, "agr is an exported file already"),
+        ({"output": "a.onnx", "images": "nowhere"}, "--images nowhere: no photo or folder"),
+        ({"output": "a.onnx", "images": "bad.jpg"}, r"--images bad\.jpg: one of the photos is not an image\."),
     ],
 )
-def test_mistakes_end_in_a_line(here: Path, run: Run, options: tuple[str, ...], message: str) -> None:
+def test_mistakes_end_in_a_line(here: Path, options: dict[str, Any], message: str) -> None:
     Path("bad.jpg").write_text("text")
-    code, _, err = run("export", *options)
-    assert code == 1 and message in err and err.count("\n") == 1 and not Path("a.onnx").exists()
+    with pytest.raises((UserError, OSError), match=message):
+        export(**options)
+    assert [path.name for path in here.iterdir()] == ["bad.jpg"]
 
 
 @pytest.mark.parametrize("missing", ["onnxruntime", "onnxscript"])
-def test_a_missing_library_is_named(
-    exported: Path, here: Path, run: Run, monkeypatch: pytest.MonkeyPatch, missing: str
-) -> None:
+def test_a_missing_library_is_named(small: Path, here: Path, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
-    code, _, err = run("export", "--output", "a.onnx")
-    assert code == 1 and f"ONNX needs {missing}: uv sync --all-extras, or pip install -e '.[onnx]'" in err
+    with pytest.raises(UserError, match=rf"ONNX needs {missing}: uv sync --all-extras, or pip install -e '.\[onnx\]'"):
+        export(output="a.onnx")
     if missing == "onnxruntime":
         with pytest.raises(UserError, match="needs onnxruntime: uv sync"):
-            Predictor.load(exported)
+            Predictor.load(small)
 
 
-def test_predicting_needs_no_torch(exported: Path, cards: Path, here: Path) -> None:
+def test_predicting_needs_no_torch(small: Path, here: Path) -> None:
+    Image.fromarray(draw_photo((200, 60, 320))).save("a.jpg")
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from agr_lightning.inference.predict import OutputOptions, PhotoOptions, predict\n"
+        f"predict('a.jpg', {str(small)!r}, photos=PhotoOptions('haar'), output=OutputOptions(annotate='copies'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (table,) = Path("lightning_logs/version_0").iterdir()
+    assert "a.jpg,0,ok," in table.read_text() and Path("copies/a.jpg").is_file()
+
+
+def test_nor_does_the_command(small: Path, cards: Path, here: Path) -> None:
     shutil.copytree(cards, "cards")
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from agr_lightning.cli import main\n"
-        f"options = ['--ckpt_path', {str(exported)!r}, '--data.predict_path', 'cards', '--faces', 'none']\n"
+        f"options = ['--ckpt_path', {str(small)!r}, '--data.predict_path', 'cards', '--faces', 'none']\n"
         "sys.exit(main(['predict', *options]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "120 inputs: 120 ok" in done.stdout, done.stderr
 
 
+def test_export_is_a_command(here: Path, run: Run) -> None:
+    code, out, err = run("export", "--ckpt_path", "small", "--output", "faces.onnx")
+    assert code == 0 and out.startswith("faces.onnx: 5.6 MB, agr_cnn_small, answers at most") and err == ""
+
+
 @pytest.mark.real_data
-def test_answers_on_real_images(utkface: Path, here: Path, run: Run) -> None:
-    code, out, err = run("export", "--output", "faces.onnx", "--images", str(utkface))
-    assert code == 0 and "on 64 faces" in out, err
+def test_answers_on_real_images(utkface: Path, here: Path) -> None:
+    assert "on 64 faces" in export(output="faces.onnx", images=str(utkface))
     images = [resize(read_rgb(path), 96) for path in sorted(utkface.rglob("*.jpg"))[::200]]
     for one, other in zip(Predictor.load("faces.onnx")(images), Predictor.load()(images), strict=True):
         assert one.age == pytest.approx(other.age, abs=0.01)

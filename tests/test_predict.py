@@ -1,13 +1,16 @@
 """From photos to predictions, with faces that have to be found, and from any kind of file."""
 
 import csv
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +19,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agr_lightning.inference import annotate, photo_reader
+from agr_lightning.inference import annotate
+from agr_lightning.inference import photos as photos_module
 from agr_lightning.inference.annotate import label
-from agr_lightning.inference.answers import Answer
-from agr_lightning.inference.photo_batches import photo_batches
-from agr_lightning.inference.photo_reader import PhotoReader, ReadingOptions, ReadPhoto
-from agr_lightning.inference.predictions import COLUMNS
-from agr_lightning.inference.predictor import Predictor
+from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader, find_photos, photo_batches
+from agr_lightning.inference.predict import COLUMNS, OutputOptions, Row, TableWriter, as_csv, join_parts, predict
+from agr_lightning.inference.predictor import Answer, Predictor
 from agr_lightning.messages import UserError
-from agr_lightning.predict_cli import needs_trainer
 from tests.conftest import copy_run
 from tests.drawn_face import draw_photo
 
@@ -50,12 +51,19 @@ def photos(here: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("options", [(), TRAINER], ids=["alone", "with a Trainer"])
-def test_every_face_and_every_input_has_a_row(photos: Path, here: Path, run: Run, options: tuple[str, ...]) -> None:
-    code, out, err = run("predict", "--data.predict_path", "photos", "--faces", "haar", *options)
-    assert code == 0, err
-    assert "4 inputs: 3 ok, 1 no_face, 1 unreadable" in out and "the network that comes with this project" in out
-    rows = _rows(here)
+def _predict(path: str, *, annotate: str | None = None, **options: Any) -> list[dict[str, str]]:
+    """The rows of a table that `predict` writes without a Trainer, by Haar's faces."""
+    before = len(list(Path("lightning_logs").glob("*")))
+    predict(
+        path,
+        photos=PhotoOptions(**({"faces": "haar"} | options)),
+        output=OutputOptions(annotate=annotate),
+        progress=False,
+    )
+    return _rows(Path(), before)
+
+
+def _check_rows(rows: list[dict[str, str]]) -> None:
     assert [(Path(row["path"]).name, row["face"], row["status"]) for row in rows] == [
         ("a two.png", "0", "ok"),
         ("a two.png", "1", "ok"),
@@ -67,6 +75,24 @@ def test_every_face_and_every_input_has_a_row(photos: Path, here: Path, run: Run
     assert float(rows[0]["width"]) > 1.4 * float(rows[1]["width"]) and float(rows[0]["x"]) > float(rows[1]["x"])
     assert float(rows[0]["age_low"]) < float(rows[0]["age"]) < float(rows[0]["age_high"])
     assert rows[4]["reason"] == "truncated" and rows[3]["reason"] == rows[3]["age"] == ""
+
+
+def test_every_face_and_every_input_has_a_row(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        _check_rows(_predict("photos"))
+    assert caplog.messages == [
+        "Network      agr",
+        "Faces        found by haar; for photos that are face crops, --faces none is quicker",
+        "4 inputs: 3 ok, 1 no_face, 1 unreadable",
+        "Predictions  lightning_logs/version_0/predictions.csv",
+    ]
+
+
+@pytest.mark.parametrize("options", [(), TRAINER], ids=["alone", "with a Trainer"])
+def test_so_it_has_on_the_command_line(photos: Path, here: Path, run: Run, options: tuple[str, ...]) -> None:
+    code, out, err = run("predict", "--data.predict_path", "photos", "--faces", "haar", *options)
+    assert code == 0 and "4 inputs: 3 ok, 1 no_face, 1 unreadable" in out, err
+    _check_rows(_rows(here))
 
 
 def test_both_ways_say_the_same(photos: Path, here: Path, run: Run) -> None:
@@ -83,40 +109,61 @@ def test_both_ways_say_the_same(photos: Path, here: Path, run: Run) -> None:
                 assert one[name] == other[name]
 
 
-def test_the_largest_the_smallest_and_json(photos: Path, here: Path, run: Run) -> None:
-    options = ("--faces", "haar", "--format", "jsonl", "--largest", "1", "--min-size=150")
-    code, out, err = run("predict", "--data.predict_path", "photos", *options)
-    assert code == 0 and "4 inputs: 2 ok, 1 no_face, 1 unreadable" in out, err
+def test_the_largest_the_smallest_and_json(photos: Path, here: Path) -> None:
+    predict(
+        "photos", photos=PhotoOptions("haar", largest=1, min_size=150), output=OutputOptions("jsonl"), progress=False
+    )
     text = (here / "lightning_logs" / "version_0" / "predictions.jsonl").read_text()
     rows = [json.loads(line) for line in text.splitlines()]
     assert [row["status"] for row in rows] == ["ok", "ok", "no_face", "unreadable"]
     assert isinstance(rows[0]["age"], float) and rows[0]["face"] == 0 and "age" not in rows[2]
+    assert all("index" not in row for row in rows)
 
 
-def test_copies_show_boxes_and_labels(photos: Path, here: Path, run: Run) -> None:
+def _check_copies(folder: Path) -> None:
+    """Copies are where the originals are, and each face has a box around it."""
+    made = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.jpg"))
+    assert made == ["a two.png.jpg", "b one.jpg", "c none.webp.jpg", "deep/b one.jpg"]
+    before, after = (np.asarray(Image.open(place / "b one.jpg"), int) for place in (Path("photos"), folder))
+    row = next(row for row in _rows(Path()) if row["path"].endswith("b one.jpg"))
+    left, top, width = (int(row[name]) for name in ("x", "y", "width"))
+    changed = np.abs(before - after).max(2) > 60
+    assert changed[top + width // 2, left : left + 4].any() and changed[top + width // 2, left + width - 4 :].any()
+    assert not changed[top + 40 : top + width - 10, left + 10 : left + width - 10].any()
+
+
+@pytest.fixture
+def deep(photos: Path) -> Path:
     (photos / "deep").mkdir()
     Image.fromarray(draw_photo((200, 60, 320))).save(photos / "deep" / "b one.jpg")
-    for options in ((), TRAINER):
-        code, _, err = run(
-            "predict", "--data.predict_path", "photos", "--faces", "haar", "--annotate", "copies", *options
-        )
-        assert code == 0, err
-        made = sorted(str(path.relative_to("copies")) for path in Path("copies").rglob("*.jpg"))
-        assert made == ["a two.png.jpg", "b one.jpg", "c none.webp.jpg", "deep/b one.jpg"]
-        before, after = (np.asarray(Image.open(f"{place}/b one.jpg"), int) for place in ("photos", "copies"))
-        row = next(row for row in _rows(here) if row["path"].endswith("b one.jpg"))
-        left, top, width = (int(row[name]) for name in ("x", "y", "width"))
-        changed = np.abs(before - after).max(2) > 60
-        assert changed[top + width // 2, left : left + 4].any() and changed[top + width // 2, left + width - 4 :].any()
-        assert not changed[top + 40 : top + width - 10, left + 10 : left + width - 10].any()
-    code, _, err = run("predict", "--data.predict_path", "photos", "--faces", "haar", "--annotate", "photos")
-    assert code == 1 and "would overwrite" in err and not (here / "lightning_logs" / "version_2").exists()
+    return photos
+
+
+def test_copies_show_boxes_and_labels(deep: Path) -> None:
+    rows = _predict("photos", annotate="copies")
+    _check_copies(Path("copies"))
+    with pytest.raises(UserError, match="--annotate photos would overwrite"):
+        _predict("photos", annotate="photos")
+    # Copies among the photos are no photos.
+    for _ in range(2):
+        assert _predict("photos", annotate="photos/copies") == rows
+    assert _predict("photos") == rows and _predict("photos/**/*.*") == rows
+    assert len(_predict("copies/b one.jpg")) == 1
+    with pytest.raises(UserError, match="no photo or folder of photos"):
+        find_photos("photos/copies")
+
+
+def test_copies_of_a_trainer_do_too(deep: Path, run: Run) -> None:
+    options = ("--data.predict_path", "photos", "--faces", "haar", "--annotate", "copies", *TRAINER)
+    code, _, err = run("predict", *options)
+    assert code == 0, err
+    _check_copies(Path("copies"))
 
 
 def test_labels() -> None:
     whole = Answer(33.6, 28.2, 40.4, {"male": 0.02, "female": 0.98}, {"white": 0.5, "asian": 0.3})
     assert label(whole) == "34 (28-40)  female 98%  white 50%"
-    assert label(whole.without("race")) == "34 (28-40)  female 98%"
+    assert label(replace(whole, races=None)) == "34 (28-40)  female 98%"
     assert label(Answer(8.0, None, None, None, None)) == "8"
 
 
@@ -127,52 +174,58 @@ def test_several_faces_are_numbered_as_in_the_table(monkeypatch: pytest.MonkeyPa
     boxes = [(40, 100, 220, 220), (330, 40, 380, 380)]
     for count in (1, 2):
         crops = np.zeros((count, 32, 32, 3), np.uint8)
-        annotate.draw(ReadPhoto(Path(), crops, boxes[:count], shown=draw_photo()), [answer] * count)
+        annotate.draw(Photo(Path(), crops, boxes[:count], picture=draw_photo()), [answer] * count)
     assert texts == ["8", "#0  8", "#1  8"]
 
 
-def test_a_list_of_paths(photos: Path, here: Path, run: Run) -> None:
+def test_a_list_of_paths(photos: Path) -> None:
     Path("list.txt").write_text("photos/c none.webp\n\nphotos/nowhere.jpg\nphotos/b one.jpg\nphotos/b one.jpg\n")
-    code, _, err = run("predict", "--data.predict_path", "list.txt", "--faces", "haar")
-    assert code == 0, err
-    rows = _rows(here)
+    rows = _predict("list.txt")
     assert [row["status"] for row in rows] == ["no_face", "unreadable", "ok", "ok"]
     assert rows[1]["reason"] == "cannot be read (No such file or directory)"
     Path("empty.txt").write_text("\n")
-    code, _, err = run("predict", "--data.predict_path", "empty.txt")
-    assert code == 1 and "empty.txt names no photo" in err
+    with pytest.raises(UserError, match=r"empty\.txt names no photo"):
+        find_photos("empty.txt")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
-def test_lists_as_other_editors_write_them(photos: Path, here: Path, run: Run, encoding: str) -> None:
+def test_lists_as_other_editors_write_them(here: Path, encoding: str) -> None:
     Path("list.txt").write_text("photos/c none.webp\r\n~backup.jpg\r\n", encoding)
-    code, _, err = run("predict", "--data.predict_path", "list.txt", "--faces", "haar")
-    assert code == 0, err
-    rows = _rows(here)
-    assert [(row["path"], row["status"]) for row in rows] == [
-        ("photos/c none.webp", "no_face"),
-        ("~backup.jpg", "unreadable"),
-    ]
+    assert find_photos("list.txt") == [Path("photos/c none.webp"), Path("~backup.jpg")]
 
 
-def test_one_input_that_breaks_the_finder_does_not_stop_the_others(
-    photos: Path, here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["#1", "null", "2024", "[a]", "a list.txt"])
+def test_a_folder_of_any_name(here: Path, name: str) -> None:
+    Path(name).mkdir()
+    Image.new("RGB", (9, 9)).save(f"{name}/a.jpg")
+    assert find_photos(name) == [Path(name, "a.jpg")]
+
+
+def test_what_other_systems_leave_beside_photos_is_left_out(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Path("x/@eaDir/a.jpg").mkdir(parents=True)
+    for name in ("a.jpg", "._a.jpg", "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "notes.doc"):
+        Image.new("RGB", (9, 9)).save(Path("x", name), "JPEG")
+    with caplog.at_level("INFO"):
+        assert find_photos("x") == [Path("x/a.jpg")]
+    assert "x: 3 files that are no photos left out" in caplog.text
+    assert find_photos("x/**/*.jpg") == [Path("x/a.jpg")] and find_photos("x/._a.jpg") == [Path("x/._a.jpg")]
+
+
+def test_one_input_that_breaks_the_detector_does_not_stop_the_others(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from agr_lightning.inference import photo_reader
+    find = photos_module.find_faces
 
-    find = photo_reader.find_faces
-
-    def fragile(finder: Any, photo: Any, *options: Any) -> Any:
+    def fragile(detector: Any, photo: Any, *options: Any) -> Any:
         if photo.mean() < 180:
             raise ValueError("torch.cat(): expected a non-empty list of Tensors")
-        return find(finder, photo, *options)
+        return find(detector, photo, *options)
 
-    monkeypatch.setattr(photo_reader, "find_faces", fragile)
-    code, out, err = run("predict", "--data.predict_path", "photos", "--faces", "haar")
-    assert code == 0, err
-    rows = _rows(here)
+    monkeypatch.setattr(photos_module, "find_faces", fragile)
+    rows = _predict("photos")
     assert [row["status"] for row in rows] == ["unreadable", "unreadable", "no_face", "unreadable"]
-    assert rows[0]["reason"] == "failed (torch.cat(): expected a non-empty list of Tensors)" and "warning" in out
+    assert rows[0]["reason"] == "failed (torch.cat(): expected a non-empty list of Tensors)"
+    assert "torch.cat()" in caplog.text
 
 
 def test_best_is_that_of_the_root(photos: Path, here: Path, run: Run, trained: Path) -> None:
@@ -182,14 +235,74 @@ def test_best_is_that_of_the_root(photos: Path, here: Path, run: Run, trained: P
     assert code == 0 and "there/lightning_logs/version_0/checkpoints/best.ckpt" in out, err
 
 
+def test_no_faces_are_looked_for_in_drawn_cards(photos: Path) -> None:
+    for options, of_cards, found in (
+        (PhotoOptions(), True, "each photo is taken as one"),
+        (PhotoOptions("haar"), True, "found by haar"),
+        (PhotoOptions(), False, "found by mtcnn"),
+    ):
+        assert PhotoReader(options, 64, of_cards=of_cards).description.startswith(found)
+
+
+# ---------------------------------------------------------------------- the table
+
+
+def _row(index: int, **values: Any) -> Row:
+    return {"index": index, "path": f"{index}.jpg", "status": "ok", **values}
+
+
+def test_names_that_spreadsheets_would_run_or_tear_apart() -> None:
+    names = ["=1+1.jpg", "+a", "-a", "@a", "\ta", "\ra", 'a="b",c', "a\rb", "a\nb", "'=a"]
+    text = as_csv([_row(number, path=name, reason=name, age=-1.5) for number, name in enumerate(names)])
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    expected = [f"'{name}" if number < 6 else name for number, name in enumerate(names)]
+    assert [row["path"] for row in rows] == [row["reason"] for row in rows] == expected
+    assert rows[0]["age"] == "-1.5"
+    # Each break of a line that is not the end of a row is quoted.
+    assert len(re.sub(r'"[^"]*"', "", text).splitlines()) == 11 and "\r\n" not in text
+
+
+def test_names_are_as_they_are_in_json(here: Path) -> None:
+    with TableWriter(Path("a.jsonl"), "jsonl") as table:
+        table.write([_row(0, path="=a\rb"), _row(1, path=os.fsdecode(b"\xff"), status="no_face")])
+    assert [json.loads(line)["path"] for line in Path("a.jsonl").read_text().splitlines()] == ["=a\rb", "\udcff"]
+    assert table.counts == {"ok": 1, "no_face": 1}
+
+
+def test_rows_are_written_as_they_are_made_and_kept_only_when_all_are(here: Path) -> None:
+    with pytest.raises(RuntimeError), TableWriter(Path("a.csv"), "csv") as table:
+        table.write(_row(number) for number in range(1000))
+        (partial,) = here.iterdir()
+        assert partial.name != "a.csv" and partial.stat().st_size > 0
+        raise RuntimeError
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl"])
+def test_parts_of_several_processes_are_joined_in_input_order(here: Path, format: Any) -> None:
+    rows = [_row(index, path=os.fsdecode(b"\xff") + str(index), age=index / 3) for index in (0, 1, 1, 1, 2, 3, 5, 5)]
+    with TableWriter(Path("whole"), format) as table:
+        table.write(rows)
+    parts = [Path("part-0"), Path("part-1"), Path("part-2")]
+    for rank, part in enumerate(parts):
+        with TableWriter(part, "part") as some:
+            some.write(row for row in rows if int(row["index"]) % 2 == rank)
+    assert join_parts(parts, Path("joined"), format) == table.counts == {"ok": 8}
+    assert Path("joined").read_bytes() == Path("whole").read_bytes()
+    assert sorted(path.name for path in here.iterdir()) == ["joined", "whole"]
+
+
+# ---------------------------------------------------------------------- files
+
+
 def test_files_that_start_other_programs_are_not_opened(here: Path) -> None:
     Path("a.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
-    (read,) = PhotoReader(ReadingOptions("none"), 64).read(Path("a.jpg"))
+    (read,) = PhotoReader(PhotoOptions("none"), 64).read(Path("a.jpg"))
     assert read.problem == "not an image"
 
 
 def test_names_that_no_decoder_takes(here: Path) -> None:
-    reader = PhotoReader(ReadingOptions("none"), 64)
+    reader = PhotoReader(PhotoOptions("none"), 64)
     video = here / os.fsdecode(b"a\xff.mp4")
     video.write_bytes(b"RIFF")
     os.mkfifo("pipe.jpg")
@@ -203,19 +316,21 @@ def test_names_that_no_decoder_takes(here: Path) -> None:
         assert read.problem == problem
 
 
-@pytest.mark.parametrize("trainer", [(), TRAINER])
-def test_frames_of_a_video(here: Path, run: Run, trainer: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("options", [None, TRAINER], ids=["alone", "with a Trainer"])
+def test_frames_of_a_video(here: Path, run: Run, options: tuple[str, ...] | None) -> None:
     frame, empty = draw_photo((200, 60, 320))[:, :, ::-1], draw_photo()[:, :, ::-1]
     video = cv2.VideoWriter("clip.mp4", cv2.VideoWriter.fourcc(*"mp4v"), 10, (760, 480))
     for number in range(35):
         video.write(frame if number < 20 else empty)
     video.release()
     Path("broken.avi").write_bytes(b"RIFF nothing")
-    code, _, err = run(
-        "predict", "--data.predict_path", "*.[am]*", "--faces", "haar", "--every", "1", "--annotate=c", *trainer
-    )
-    assert code == 0, err
-    rows = _rows(here)
+    if options is None:
+        rows = _predict("*.[am]*", every=1, annotate="c")
+    else:
+        path = ("--data.predict_path", "*.[am]*", "--faces", "haar", "--every", "1", "--annotate=c")
+        code, _, err = run("predict", *path, *options)
+        assert code == 0, err
+        rows = _rows(here)
     assert [(row["path"], row["seconds"], row["status"]) for row in rows] == [
         ("broken.avi", "", "unreadable"),
         *(("clip.mp4", seconds, "ok") for seconds in ("0.0", "1.0")),
@@ -233,24 +348,24 @@ def test_however_much_there_is_little_is_held(here: Path) -> None:
     inputs = [(7, Path("photo.png")), (9, Path("clip.mp4")), (11, Path("nowhere.jpg"))]
     done: list[None] = []
     batches = list(
-        photo_batches(inputs, PhotoReader(ReadingOptions("none", every=0.1), 32), 16, lambda: done.append(None))
+        photo_batches(inputs, PhotoReader(PhotoOptions("none", every=0.1), 32), 16, lambda: done.append(None))
     )
     assert [len(batch) for batch in batches] == [16, 16, 16, 4]
-    assert [photo.place for batch in batches for photo in batch] == [7, *[9] * 50, 11]
+    assert [photo.index for batch in batches for photo in batch] == [7, *[9] * 50, 11]
     assert len(done) == 3
 
 
 def test_large_photos_are_read_one_at_a_time(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(photo_reader, "_LARGE", 1000)
+    monkeypatch.setattr(photos_module, "_LARGE", 1000)
     sizes = [(40, 40), (30, 30)] * 8
     inputs = [(number, Path(f"{number}.png")) for number in range(len(sizes))]
     for (_, path), size in zip(inputs, sizes, strict=True):
         Image.new("RGB", size).save(path)
-    reader = PhotoReader(ReadingOptions("none"), 32)
+    reader = PhotoReader(PhotoOptions("none"), 32)
     look, most = reader.look, 0
     reading: list[Path] = []
 
-    def slowly(photo: Any, path: Path) -> photo_reader.ReadPhoto:
+    def slowly(photo: Any, path: Path) -> Photo:
         nonlocal most
         if photo.shape[0] == 40:
             reading.append(path)
@@ -265,7 +380,7 @@ def test_large_photos_are_read_one_at_a_time(here: Path, monkeypatch: pytest.Mon
 
 
 def test_photos_are_upright_and_of_any_kind(here: Path) -> None:
-    reader = PhotoReader(ReadingOptions("haar"), 64)
+    reader = PhotoReader(PhotoOptions("haar"), 64)
     photo = Image.fromarray(draw_photo((200, 60, 320)))
     turned = photo.rotate(90, expand=True)
     exif = turned.getexif()
@@ -293,11 +408,11 @@ def test_heic_without_its_library_says_so(here: Path, monkeypatch: pytest.Monkey
     images._learn_heic.cache_clear()
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     Path("a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
-    (read,) = PhotoReader(ReadingOptions("none"), 64).read(Path("a.heic"))
+    (read,) = PhotoReader(PhotoOptions("none"), 64).read(Path("a.heic"))
     assert read.problem == "HEIC needs pillow-heif: uv sync --all-extras, or pip install -e '.[faces]'"
 
 
-def test_hostile_inputs_are_rows(here: Path, run: Run) -> None:
+def test_hostile_inputs_are_rows(here: Path) -> None:
     folder = here / "x"
     folder.mkdir()
     Image.new("RGB", (1, 1)).save(folder / "tiny.png")
@@ -310,9 +425,7 @@ def test_hostile_inputs_are_rows(here: Path, run: Run) -> None:
     (folder / "loop").symlink_to(folder)
     (folder / "dangling.jpg").symlink_to(folder / "nowhere.jpg")
     os.mkfifo(folder / "pipe.fifo")
-    code, _, err = run("predict", "--data.predict_path", "x")
-    assert code == 0, err
-    rows = {Path(row["path"]).name: row for row in _rows(here)}
+    rows = {Path(row["path"]).name: row for row in _predict("x", faces="auto")}
     assert set(rows) == {"tiny.png", "wide.png", "bomb.png", "deep.png", "moves.gif", "n\new\tñ .jpg", "dangling.jpg"}
     assert rows["bomb.png"]["status"] == "unreadable" and "100 million" in rows["bomb.png"]["reason"]
     assert rows["dangling.jpg"]["status"] == "unreadable"
@@ -320,44 +433,52 @@ def test_hostile_inputs_are_rows(here: Path, run: Run) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"faces": {"largest": 0}}, "--largest 0 must be 1 or more."),
+        ({"faces": {"min_size": 0.5}}, "--min_size 0.5 must be 1 or more."),
+        ({"faces": {"every": 0}}, "--every 0 must be above 0 seconds."),
+        ({"batch_size": 0}, "--data.batch_size 0 must be 1 or more."),
+        ({"ckpt_path": "nowhere.onnx"}, "--ckpt_path nowhere.onnx does not exist."),
+        ({"ckpt_path": "a.onnx"}, "--ckpt_path a.onnx cannot be used: "),
+        ({"predict_path": ""}, "no photos are named: give --data.predict_path PHOTO, FOLDER or 'GLOB'."),
+        ({"predict_path": "nowhere"}, "--data.predict_path nowhere: no photo or folder of photos, and none matches it"),
+        ({"predict_path": "*.png"}, "--data.predict_path *.png: no photo or folder of photos, and none matches it"),
+    ],
+)
+def test_what_the_user_can_cure(photos: Path, here: Path, options: dict[str, Any], message: str) -> None:
+    Path("a.onnx").write_text("no")
+    with pytest.raises(UserError) as error:
+        found = PhotoOptions(**options.pop("faces", {}))
+        predict(**({"predict_path": "photos", "photos": found, "progress": False} | options))
+    assert str(error.value).startswith(message) and not Path("lightning_logs").exists()
+
+
+@pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (("--faces", "yolo"), 2, "--faces yolo: expected one of auto, mtcnn, haar, none"),
+        (("--faces", "yolo"), 2, "yolo"),
         (("--largest", "0"), 1, "--largest 0 must be 1 or more."),
-        (("--min_size", "0.5"), 1, "--min_size 0.5 must be 1 or more."),
-        (("--every", "0"), 1, "--every 0.0 must be above 0 seconds."),
-        (("--format", "xml"), 2, "--format xml: expected one of csv, jsonl"),
-        (("--data.batch_size", "0"), 1, "--data.batch_size 0 must be 1 or more."),
-        (("--ckpt_path", "nowhere.onnx"), 1, "--ckpt_path nowhere.onnx does not exist."),
         (("--ckpt_path", "a.onnx", "--trainer.devices", "1"), 1, "an ONNX file is for predict alone"),
-        (("--annotate", "a.onnx/x"), 1, "cannot be written (Not a directory)."),
-        (("",), 2, "'' belongs to no option"),
+        (("--annotate", "a.onnx/x"), 1, "Not a directory"),
         (("--largets", "1"), 2, "no option is called '--largets' (did you mean '--largest'?)"),
     ],
 )
-def test_mistakes_end_in_a_line(
-    photos: Path, here: Path, run: Run, options: tuple[str, ...], code: int, message: str
-) -> None:
+def test_mistakes_end_in_a_line(photos: Path, run: Run, options: tuple[str, ...], code: int, message: str) -> None:
     Path("a.onnx").write_text("no")
     found, _, err = run("predict", "--data.predict_path", "photos", "--faces=haar", *options)
     assert found == code and message in err and err.count("\n") == 1
-    assert not list(here.glob("lightning_logs/*"))
 
 
-def test_which_options_need_a_trainer() -> None:
-    assert not needs_trainer(["--data.predict_path=x", "--largest", "2", "--every", "-1", "--ckpt_path", "a"])
-    for option in ("--config", "--trainer.devices=2", "--model.tasks", "--print_config"):
-        assert needs_trainer(["--data.predict_path", "x", option])
-
-
-def test_predict_alone_imports_no_lightning(photos: Path, here: Path) -> None:
+def test_neither_lightning_nor_torch_is_imported_before_a_network_needs_it(photos: Path) -> None:
     code = (
-        "import sys; from agr_lightning.cli import main\n"
-        "assert main(['predict', '--data.predict_path', 'photos', '--faces', 'haar']) == 0\n"
+        "import sys; from agr_lightning.inference import predict as door\n"
+        "print([name for name in ('torch', 'lightning', 'pandas', 'matplotlib') if name in sys.modules])\n"
+        "door.predict('photos', photos=door.PhotoOptions('haar'), progress=False)\n"
         "print([name for name in ('lightning.pytorch', 'torchmetrics', 'matplotlib') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stderr
+    assert done.returncode == 0 and done.stdout.splitlines() == ["[]", "[]"], done.stderr
 
 
 # ---------------------------------------------------------------------- the Python API
@@ -405,13 +526,14 @@ def test_threads_do_not_disturb_each_other(predictor: Predictor) -> None:
 @pytest.mark.real_data
 def test_found_faces_are_as_good_as_the_crops(utkface: Path) -> None:
     """UTKFace's crops, turned and put into larger pictures: what is found there is answered as well as the crops."""
-    from agr_lightning.checkpoints import BOX
+    from agr_lightning.checkpoints import load_trained
     from agr_lightning.data.images import read_rgb
-    from agr_lightning.files import name_digests
-    from agr_lightning.models.packed import read_packed
+    from agr_lightning.data.index import fingerprints
 
-    seen = set(read_packed(BOX[None], "").seen.tolist())
-    files = sorted(file for file in utkface.rglob("*.jpg") if not {*name_digests([file.name]).tolist()} & seen)
+    shipped = load_trained()
+    seen = np.concatenate([shipped.training_images, shipped.validation_images])
+    files = sorted(utkface.rglob("*.jpg"))
+    files = np.array(files)[~np.isin(fingerprints([file.name for file in files]), seen)].tolist()
     random = np.random.default_rng(0)
     crops, pictures, ages = [], [], []
     for place in random.choice(len(files), 80, replace=False):
@@ -420,7 +542,7 @@ def test_found_faces_are_as_good_as_the_crops(utkface: Path) -> None:
         turn = cv2.getRotationMatrix2D((100, 100), random.uniform(-20, 20), 0.8)
         turn[:, 2] += (220 + random.uniform(-50, 50), 140 + random.uniform(-30, 30))
         pictures.append(cv2.warpAffine(crops[-1], turn, (640, 480), borderMode=cv2.BORDER_REPLICATE))
-    reader, predictor = PhotoReader(ReadingOptions("mtcnn", largest=1), 96), Predictor.load()
+    reader, predictor = PhotoReader(PhotoOptions("mtcnn", largest=1), 96), Predictor.load()
     found = [reader.look(np.asarray(picture, np.uint8)).crops for picture in pictures]
     assert sum(len(crop) for crop in found) >= 78
     kept = np.array([len(crop) == 1 for crop in found])
