@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from agr_lightning.evaluation.calibration import (
-    careful_threshold,
+from agr_lightning.labels import MISSING
+from agr_lightning.models.calibration import (
+    Calibration,
+    fit_adult_threshold,
     fit_age_intervals,
     fit_calibration,
     fit_temperature,
 )
-from agr_lightning.evaluation.table import Table
-from agr_lightning.labels import MISSING
-from agr_lightning.models.calibration import Calibration
 from agr_lightning.models.network import AGRNetwork
 
 
@@ -86,12 +85,12 @@ def test_too_few_images_give_no_interval() -> None:
     assert not np.isnan(fit_age_intervals(np.full(900, 30.0), np.arange(900.0) / 9)[1]).any()
 
 
-def test_the_careful_threshold_misses_one_minor_in_a_hundred() -> None:
+def test_the_adult_threshold_misses_one_minor_in_a_hundred() -> None:
     predicted = np.arange(200.0) / 10
-    threshold = careful_threshold(np.append(predicted, 90.0), np.append(np.full(200, 10.0), 60.0))
+    threshold = fit_adult_threshold(np.append(predicted, 90.0), np.append(np.full(200, 10.0), 60.0))
     assert (predicted >= threshold).sum() == 2
-    assert careful_threshold(predicted[:99], np.full(99, 17.0)) > predicted[98]  # of fewer than 100, none
-    assert math.isnan(careful_threshold(predicted, np.full(200, 18.0)))
+    assert fit_adult_threshold(predicted[:99], np.full(99, 17.0)) > predicted[98]  # of fewer than 100, none
+    assert math.isnan(fit_adult_threshold(predicted, np.full(200, 18.0)))
 
 
 def test_the_network_applies_what_was_fitted() -> None:
@@ -103,12 +102,12 @@ def test_the_network_applies_what_was_fitted() -> None:
         before, outputs = network.predict(images), network(images)
     assert before.age_low is not None and before.age_low.isnan().all()
     n = 300
-    table = Table(
-        *(np.arange(n), np.full(n, 40.0) + rng.normal(0, 5, n), rng.integers(0, 2, n), rng.integers(0, 5, n)),
-        *(np.full(n, 40.0), np.full(n, np.nan), np.full(n, np.nan)),
-        *(_softmax(rng.normal(0, 1, (n, 2))), _softmax(rng.normal(0, 1, (n, 5)))),
+    fitted = fit_calibration(
+        {"age": 40 + rng.normal(0, 5, n), "gender": rng.integers(0, 2, n), "race": rng.integers(0, 5, n)},
+        np.full(n, 40.0),
+        {"gender": _softmax(rng.normal(0, 1, (n, 2))), "race": _softmax(rng.normal(0, 1, (n, 5)))},
     )
-    network.calibration.load_state_dict(fit_calibration(table))
+    network.calibration.load_state_dict(fitted)
     with torch.no_grad():
         after = network.predict(images)
     assert after.age is not None and after.age_low is not None and after.age_high is not None
@@ -120,3 +119,15 @@ def test_the_network_applies_what_was_fitted() -> None:
     with torch.no_grad():
         again = network.predict(images)
     assert again.race is not None and torch.equal(again.race, before.race)
+
+
+def test_tasks_that_are_not_there_stay_neutral() -> None:
+    rng = np.random.default_rng(0)
+    n = 300
+    labels = {"age": rng.uniform(0, 80, n), "gender": rng.integers(0, 2, n), "race": np.full(n, MISSING)}
+    missing = {"gender": np.full((n, 2), np.nan), "race": _softmax(rng.normal(0, 1, (n, 5)))}
+    fitted, neutral = fit_calibration(labels, np.full(n, np.nan), missing), Calibration().state_dict()
+    assert list(fitted) == list(neutral)
+    for name, value in fitted.items():
+        assert torch.equal(value.nan_to_num(-1), neutral[name].nan_to_num(-1)), name
+    assert not fit_calibration(labels, labels["age"] + 1, missing)["age_low"].isnan().any()
