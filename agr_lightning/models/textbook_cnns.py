@@ -21,8 +21,6 @@ class PlainCNN(nn.Module):
     Shape: ``(batch, 3, image_size, image_size)`` float to ``(batch, features)``.
     """
 
-    features = _DENSE
-
     def __init__(self, image_size: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -49,8 +47,6 @@ class TwoBranchCNN(nn.Module):
 
     Shape: ``(batch, 3, height, width)`` float to a ``(batch, features)`` for each task.
     """
-
-    features = _DENSE
 
     def __init__(self, tasks: tuple[Task, ...]) -> None:
         super().__init__()
