@@ -1,88 +1,246 @@
+"""The network: its description, backbones, joint loss and initial weights."""
+
+import dataclasses
+import hashlib
 import math
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
-from safetensors.torch import save_file
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from agr_lightning.checkpoints import read_weights
 from agr_lightning.labels import MISSING, TASKS, Task
 from agr_lightning.messages import UserError
 from agr_lightning.models.age import AGES
-from agr_lightning.models.backbones import BACKBONES, IMAGENET_WEIGHTS, BackboneName, build_backbone, plan_of
+from agr_lightning.models.backbones import OURS, TORCHVISION, build_backbone
+from agr_lightning.models.config import NetworkConfig
+from agr_lightning.models.initial_weights import load_pretrained, load_state
 from agr_lightning.models.losses import JointLoss, LossWeights, balanced_weights
 from agr_lightning.models.network import AGRNetwork
-from agr_lightning.models.plain_cnns import TwoBranchCNN
-from agr_lightning.models.weights import fetch_imagenet, load_imagenet, load_weights, read_torch_file
+from agr_lightning.models.textbook_cnns import TwoBranchCNN
 
 IMAGES = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
+# Of each of torchvision's families the smallest, and the side of the smallest images that fit where it is not 32.
+FAMILIES = [
+    *("mobilenet_v2", "regnet_y_400mf", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1"),
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in (
+            *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet"),
+            *("inception_v3", "maxvit_t", "mnasnet0_5", "mobilenet_v3_small", "regnet_x_400mf", "resnext50_32x4d"),
+            *("swin_t", "swin_v2_t", "vgg11", "vgg16_bn", "vit_b_32", "wide_resnet50_2"),
+        )
+    ),
+]
+SIZES = {"alexnet": 64, "inception_v3": 75, "maxvit_t": 224}
 
-@pytest.mark.parametrize("name", BACKBONES)
-@pytest.mark.parametrize("size", [32, 61, 128])
-def test_every_backbone_gives_its_features(name: BackboneName, size: int) -> None:
+# Networks whose parts are of a size that is computed with tensors, which the meta device does not have.
+_COMPUTED = [name for name in TORCHVISION if name.startswith("regnet")]
+
+
+def network(**options: Any) -> AGRNetwork:
+    return AGRNetwork(NetworkConfig(**{"image_size": 64, **options}))
+
+
+# ---------------------------------------------------------------------- description
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 8}, "--data.image_size 8 must be 16 to 1024"),
+        ({"image_size": 20_000}, "--data.image_size 20000 must be 16 to 1024"),
+        ({"dropout": 1.0}, "--model.dropout 1.0 must be at least 0 and below 1"),
+        ({"dropout": math.nan}, "--model.dropout nan must be"),
+        ({"tasks": ()}, "must name at least one task"),
+        ({"tasks": ("age", "smile")}, "--model.tasks smile: expected any of age, gender, race"),
+        (
+            {"age_loss": "dlld"},
+            r"no age loss is called 'dlld' \(did you mean 'dldl'\?\); known: l1, mse, smooth_l1, dldl",
+        ),
+        ({"age_readout": "mode"}, "--model.age_readout mode: expected mean or median"),
+    ],
+)
+def test_values_that_no_network_can_have(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        NetworkConfig(**options)
+
+
+def test_a_description_survives_being_stored() -> None:
+    config = NetworkConfig("resnet18", ("race", "age"), "coral", "median", 96, 0, True, True)
+    assert config.tasks == ("age", "race") and NetworkConfig.from_dict(config.to_dict()) == config
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(TASKS),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(_JSON, st.sampled_from([field.name for field in dataclasses.fields(NetworkConfig)]))
+def test_a_stranger_s_description_is_a_network_s_or_refused_in_one_sentence(value: Any, name: str) -> None:
+    good = NetworkConfig().to_dict()
+    without = {key: kept for key, kept in good.items() if key != name}
+    for stored in (value, {**good, name: value}, {**good, "more": value}, without):
+        try:
+            config = NetworkConfig.from_dict(stored)
+        except UserError as error:
+            assert len(str(error)) < 300 and str(error).endswith(".")
+        else:
+            assert isinstance(stored, dict) and set(stored) == set(good)
+            for key, kept in config.to_dict().items():
+                assert kept == stored[key] or (key == "tasks" and sorted(kept) == sorted(stored[key]))
+                assert type(kept) is type(good[key]) or key in ("dropout", "age_readout")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": ["agr_cnn"]}, "its backbone cannot be"),
+        ({"backbone": "x" * 10_000}, "its backbone cannot be 'x{40}'"),
+        ({"image_size": "x"}, "its image_size cannot be 'x'"),
+        ({"image_size": 64.0}, "its image_size cannot be"),
+        ({"image_size": True}, "its image_size cannot be"),
+        ({"tasks": [["age"]]}, "--model.tasks"),
+        ({"tasks": {"age": 1}}, "its tasks cannot be"),
+        ({"more": 1}, "does not describe a network of this version"),
+    ],
+)
+def test_descriptions_that_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        NetworkConfig.from_dict(NetworkConfig().to_dict() | changes)
+
+
+# ---------------------------------------------------------------------- backbones
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("size", [16, 61, 128])
+def test_each_of_our_backbones_gives_its_features(name: str, size: int) -> None:
+    if (name, size) == ("two_branch_cnn", 16):
+        with pytest.raises(UserError, match=r"--data\.image_size 16 does not fit two_branch_cnn: .* too small\."):
+            build_backbone(name, ("age",), size)
+        return
     backbone, features = build_backbone(name, ("age", "race"), size)
     found = backbone.eval()(torch.zeros(2, 3, size, size))
     for each in found.values() if isinstance(found, dict) else [found]:
         assert each.shape == (2, features)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_every_backbone_trains_from_the_smallest_image_it_names(name: BackboneName) -> None:
-    smallest = plan_of(name).smallest
-    network = AGRNetwork(name, image_size=smallest)
-    outputs = network(IMAGES[..., :smallest, :smallest])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in _COMPUTED and "00mf" not in name else name
+        for name in TORCHVISION
+    ],
+)
+def test_all_of_torchvision_s_networks_build_without_their_classes(name: str) -> None:
+    with torch.device("cpu" if name in _COMPUTED else "meta"):
+        backbone, features = build_backbone(name, ("age",), 224)
+    assert features != 1000 and backbone.training
+    assert all(layer.p == 0 for layer in backbone.modules() if isinstance(layer, torch.nn.Dropout))
+    # MobileNetV3's own statistics would not follow the weights within a short run.
+    assert {layer.momentum for layer in backbone.modules() if isinstance(layer, torch.nn.BatchNorm2d)} <= {0.1}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*OURS, *FAMILIES],
+)
+def test_every_family_learns(name: str) -> None:
+    size = SIZES.get(name, 32)
+    grown = network(backbone=name, image_size=size)
+    images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    outputs = grown(images)
     torch.stack([output.square().mean() for output in outputs.values()]).sum().backward()
-    gradients = [parameter.grad for parameter in network.parameters()]
+    gradients = [parameter.grad for parameter in grown.parameters()]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
-    with pytest.raises(
-        UserError, match=rf"--data\.image_size {smallest - 1} is too small for {name}.* {smallest} pixels"
-    ):
-        AGRNetwork(name, image_size=smallest - 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("vgg11_bn", 31, "does not fit vgg11_bn: .* too"),
+        ("inception_v3", 74, "does not fit inception_v3: .*input size"),
+        ("maxvit_t", 128, "does not fit maxvit_t: .* not divisible by partition size 7"),
+        ("vit_b_16", 100, "does not fit vit_b_16: Input shape indivisible by patch"),
+        ("timm/hiera_tiny_224", 64, "does not fit timm/hiera_tiny_224: "),
+    ],
+)
+def test_images_that_do_not_fit(name: str, size: int, message: str) -> None:
+    with torch.device("meta"), pytest.raises(UserError, match=rf"^--data\.image_size {size} {message}.*[^.]\.$"):
+        build_backbone(name, ("age",), size)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mobilenetv3_small_050"]
+)
+def test_networks_of_timm_give_features_at_any_size(name: str) -> None:
+    grown = network(backbone=f"timm/{name}", image_size=64).eval()
+    assert not [layer for layer in grown.backbone.modules() if getattr(layer, "out_features", 0) == 1000]
+    assert grown(IMAGES)["race"].shape == (4, 5)
+
+
+def test_timm_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"--model\.backbone timm/resnet18 needs timm: .*\[timm\]"):
+        build_backbone("timm/resnet18", ("age",), 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "resnet81",
+            r"'resnet81' \(did you mean 'resnet18'\?\); known: agr_cnn, agr_cnn_small, plain_cnn, two_branch_cnn",
+        ),
+        ("agr_cn", r"did you mean 'agr_cnn'"),
+        ("timm/resnett18", r"timm has no network called 'resnett18' \(did you mean 'resnet18'\?\)"),
+        # Which would ask the network for a file.
+        ("timm/hf-hub:somebody/something", "timm has no network called 'hf-hub:somebody/something'"),
+    ],
+)
+def test_names_of_no_backbone(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_backbone(name, ("age",), 64)
 
 
 def test_two_branches_share_the_trunk_alone_and_exist_for_the_tasks_alone() -> None:
-    network = AGRNetwork("two_branch_cnn", ("age", "gender")).eval()
-    assert isinstance(network.backbone, TwoBranchCNN) and list(network.backbone.branches) == ["age", "gender"]
-    network(IMAGES)["age"].sum().backward()
-    branches = network.backbone.branches
+    grown = network(backbone="two_branch_cnn", tasks=("age", "gender")).eval()
+    assert isinstance(grown.backbone, TwoBranchCNN) and list(grown.backbone.branches) == ["age", "gender"]
+    grown(IMAGES)["age"].sum().backward()
+    branches = grown.backbone.branches
     assert all(p.grad is None for p in branches["gender"].parameters())
-    assert all(p.grad is not None for part in (branches["age"], network.backbone.trunk) for p in part.parameters())
-
-
-@pytest.mark.parametrize("name", BACKBONES)
-def test_statistics_follow_the_weights_within_a_short_run(name: BackboneName) -> None:
-    layers = [m for m in build_backbone(name, ("age",), 64).module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    assert {layer.momentum for layer in layers} <= {0.1}
-
-
-def test_dropout_is_the_heads_alone() -> None:
-    for name in BACKBONES:
-        backbone = build_backbone(name, ("age",), 64).module
-        assert all(layer.p == 0 for layer in backbone.modules() if isinstance(layer, torch.nn.Dropout)), name
+    assert all(p.grad is not None for part in (branches["age"], grown.backbone.trunk) for p in part.parameters())
 
 
 def test_colour_does_not_matter_to_a_grey_network() -> None:
-    network = AGRNetwork(grayscale=True).eval()
+    grown = network(grayscale=True).eval()
     grey = IMAGES[:, :1].expand(-1, 3, -1, -1)
     # The same brightness as (g, g, g), by ITU-R BT.601: 0.299 x 50 = 14.95, about 0.114 x 131.
     tinted = torch.full((1, 3, 64, 64), 100, dtype=torch.uint8)
     other = tinted.clone()
     other[:, 0], other[:, 2] = 150, 0
     other[:, 1] = 94
-    assert torch.allclose(network(tinted)["race"], network(other)["race"], atol=1e-2)
-    coloured = AGRNetwork().eval()
-    coloured.load_state_dict(network.state_dict())
-    assert torch.allclose(coloured(grey)["race"], network(grey)["race"], atol=1e-5)
-    assert not torch.allclose(coloured(IMAGES)["race"], network(IMAGES)["race"], atol=1e-4)
+    assert torch.allclose(grown(tinted)["race"], grown(other)["race"], atol=1e-2)
+    coloured = network().eval()
+    coloured.load_state_dict(grown.state_dict())
+    assert torch.allclose(coloured(grey)["race"], grown(grey)["race"], atol=1e-5)
+    assert not torch.allclose(coloured(IMAGES)["race"], grown(IMAGES)["race"], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["agr_cnn", "two_branch_cnn"])
-def test_a_mirrored_network_averages_an_image_and_its_mirror_image(name: BackboneName) -> None:
-    once, twice = (
-        AGRNetwork(name, age_head="distribution").eval(),
-        AGRNetwork(name, age_head="distribution", mirror=True),
-    )
+def test_flip_augmentation_averages_an_image_and_its_mirror_image(name: str) -> None:
+    once, twice = (network(backbone=name, age_loss="dldl", tta_flip=flip) for flip in (False, True))
+    once.eval()
     twice.load_state_dict(once.state_dict())
     left, right, both = once(IMAGES), once(IMAGES.flip(3)), twice.eval()(IMAGES)
     for task in TASKS:
@@ -93,18 +251,18 @@ def test_a_mirrored_network_averages_an_image_and_its_mirror_image(name: Backbon
 
 
 def test_a_frozen_backbone_keeps_weights_and_statistics() -> None:
-    network = AGRNetwork().train()
-    network.freeze(True)
-    before = {name: value.clone() for name, value in network.backbone.state_dict().items()}
-    network.train()
-    network(IMAGES)["gender"].sum().backward()
-    assert all(torch.equal(value, before[name]) for name, value in network.backbone.state_dict().items())
-    assert all(p.grad is None for p in network.backbone.parameters())
-    assert network.heads["gender"].weight.grad is not None
-    network.freeze(False)
-    network(IMAGES)["gender"].sum().backward()
-    assert network.backbone.training and all(p.grad is not None for p in network.backbone.parameters())
-    assert not torch.equal(network.backbone.stem[1].running_mean, before["stem.1.running_mean"])
+    grown = network().train()
+    grown.freeze(True)
+    before = {name: value.clone() for name, value in grown.backbone.state_dict().items()}
+    grown.train()
+    grown(IMAGES)["gender"].sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in grown.backbone.state_dict().items())
+    assert all(p.grad is None for p in grown.backbone.parameters())
+    assert grown.heads["gender"].weight.grad is not None
+    grown.freeze(False)
+    grown(IMAGES)["gender"].sum().backward()
+    assert grown.backbone.training and all(p.grad is not None for p in grown.backbone.parameters())
+    assert not torch.equal(grown.backbone.stem[1].running_mean, before["stem.1.running_mean"])
 
 
 def test_the_trunk_is_as_large_as_its_docstring_says() -> None:
@@ -121,10 +279,10 @@ def test_the_trunk_is_as_large_as_its_docstring_says() -> None:
 
 
 def test_the_network_takes_bytes_and_gives_years_and_probabilities() -> None:
-    network = AGRNetwork().eval()
-    outputs = network(IMAGES)
+    grown = network().eval()
+    outputs = grown(IMAGES)
     assert outputs["age"].shape == (4,) and outputs["gender"].shape == (4, 2) and outputs["race"].shape == (4, 5)
-    predictions = network.predict(IMAGES)
+    predictions = grown.predict(IMAGES)
     assert predictions.age is not None and predictions.gender is not None and predictions.race is not None
     assert (predictions.age >= 0).all() and (predictions.age - 33).abs().max() < 15
     for probabilities in (predictions.gender, predictions.race):
@@ -132,23 +290,16 @@ def test_the_network_takes_bytes_and_gives_years_and_probabilities() -> None:
 
 
 def test_age_is_never_negative() -> None:
-    network = AGRNetwork().eval()
+    grown = network().eval()
     with torch.no_grad():
-        network.heads["age"].bias.fill_(-1000.0)
-        assert (network(IMAGES)["age"] >= 0).all()
+        grown.heads["age"].bias.fill_(-1000.0)
+        assert (grown(IMAGES)["age"] >= 0).all()
 
 
 def test_a_subset_of_tasks_builds_those_heads_alone() -> None:
-    network = AGRNetwork(tasks=("race",)).eval()
-    assert list(network.heads) == ["race"] and list(network(IMAGES)) == ["race"]
-    assert network.predict(IMAGES).age is None
-
-
-def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(
-        UserError, match=r"'resnet81' \(did you mean 'resnet18'\?\); known: agr_cnn, agr_cnn_small, plain_cnn"
-    ):
-        build_backbone("resnet81", ("age",), 64)  # type: ignore[arg-type]
+    grown = network(tasks=("race",)).eval()
+    assert list(grown.heads) == ["race"] and list(grown(IMAGES)) == ["race"]
+    assert grown.predict(IMAGES).age is None
 
 
 # ---------------------------------------------------------------------- losses
@@ -263,169 +414,140 @@ def test_balanced_weights_let_each_class_count_the_same() -> None:
     assert totals == {50.0} and sum(n * w for n, w in zip(counts, weights, strict=True)) == pytest.approx(200)
 
 
-# ---------------------------------------------------------------------- weights
+# ---------------------------------------------------------------------- initial weights
 
 
 def _same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("name", IMAGENET_WEIGHTS)
-def test_torchvision_s_own_state_dict_is_taken(tmp_path: Path, name: BackboneName) -> None:
-    import torchvision
-
+@pytest.mark.parametrize(
+    ("name", "features"),
+    [
+        *((name, "") for name in ("resnet18", "mobilenet_v3_small", "densenet121", "shufflenet_v2_x0_5")),
+        *((name, "avgpool") for name in ("alexnet", "vgg11_bn")),
+        ("squeezenet1_1", "classifier.1"),
+    ],
+)
+def test_torchvision_s_own_state_dict_is_taken(name: str, features: str) -> None:
     original = torchvision.models.get_model(name)
-    torch.save(original.state_dict(), tmp_path / "net.pth")
-    network = AGRNetwork(name).eval()
-    said = load_weights(network, tmp_path / "net.pth")
-    assert "loaded the backbone; fresh heads for age, gender, race; left out" in said and "(no such part here)" in said
-    # The features are those that ImageNet's classes were read from; of vgg16_bn, averaged maps before the dense ones.
+    grown = network(backbone=name).eval()
+    message = load_state(grown, original.state_dict(), "--model.weights net.pth")
+    assert "net.pth: loaded the backbone; fresh heads for age, gender, race; left out" in message
+    assert "because not in this network: " in message
+    # The features are those that ImageNet's classes were read from; of vgg and alexnet, averaged maps.
     inside: list[torch.Tensor] = []
-    vgg = name == "vgg16_bn"
-    layer = original.avgpool if vgg else [m for m in original.modules() if isinstance(m, torch.nn.Linear)][-1]
+    layers = dict(original.named_modules())
+    layer = layers[features or [key for key, each in layers.items() if isinstance(each, torch.nn.Linear)][-1]]
     layer.register_forward_hook(lambda module, inputs, output: inside.append(inputs[0]))
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         original.eval()(images)
-        expected = inside[0].mean((2, 3)) if vgg else inside[0]
-        assert torch.allclose(network.backbone(images), expected, atol=1e-4)
+        expected = inside[0].relu() if name == "squeezenet1_1" else inside[0]
+        expected = expected.mean((2, 3)) if expected.ndim == 4 else expected
+        assert torch.allclose(grown.backbone(images), expected, atol=1e-4)
 
 
-def test_safetensors_are_taken_and_damaged_ones_refused(tmp_path: Path) -> None:
-    source, network = AGRNetwork(tasks=("age",)), AGRNetwork(tasks=("age",))
-    save_file({name: value.contiguous() for name, value in source.state_dict().items()}, tmp_path / "net.safetensors")
-    assert "loaded the backbone and the heads for age" in load_weights(network, tmp_path / "net.safetensors")
-    assert _same(network.backbone, source.backbone) and _same(network.heads, source.heads)
-    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "net.safetensors").read_bytes()[:5000])
-    with pytest.raises(UserError, match=r"cut\.safetensors is no safetensors file, or is damaged"):
-        load_weights(network, tmp_path / "cut.safetensors")
-    with pytest.raises(UserError, match="does not exist"):
-        load_weights(network, tmp_path / "gone.safetensors")
+def test_a_state_dict_of_timm_is_taken() -> None:
+    original = timm.create_model("resnet18")
+    grown = network(backbone="timm/resnet18").eval()
+    message = load_state(grown, original.state_dict(), "--model.weights net.pth")
+    assert message.endswith("fresh heads for age, gender, race; left out, because not in this network: fc")
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(grown.backbone(images), original.eval().forward_features(images).mean((2, 3)), atol=1e-5)
 
 
-def test_of_several_files_the_mean_is_taken(tmp_path: Path) -> None:
-    sources = [AGRNetwork(tasks=("age", "race")) for _ in range(3)]
-    for number, source in enumerate(sources):
-        source.backbone(torch.rand(4, 3, 64, 64))  # which moves the batch statistics and counts the batch
-        torch.save(source.state_dict(), tmp_path / f"{number}.pth")
-    network = AGRNetwork(tasks=("age", "race"))
-    said = load_weights(network, *(tmp_path / f"{number}.pth" for number in range(3)))
-    assert "2.pth: loaded the backbone and the heads for age, race" in said
-    for name, value in network.state_dict().items():
-        if not name.startswith("calibration."):
-            states = [source.state_dict()[name] for source in sources]
-            mean = torch.stack([state.double() for state in states]).mean(0)
-            assert value.dtype == states[0].dtype and torch.allclose(value.double(), mean, atol=1e-6), name
-    torch.save(AGRNetwork(tasks=("age",)).state_dict(), tmp_path / "other.pth")
-    with pytest.raises(UserError, match=r"0\.pth and .*other\.pth are not of one network: they have no mean\."):
-        load_weights(network, tmp_path / "0.pth", tmp_path / "other.pth")
+def test_the_heads_that_fit_are_taken() -> None:
+    source, grown = network(tasks=("age", "race")), network(tasks=("race", "gender"))
+    message = load_state(grown, source.state_dict(), "net.pth")
+    assert _same(grown.backbone, source.backbone) and _same(grown.heads["race"], source.heads["race"])
+    assert message == (
+        "net.pth: loaded the backbone and the heads for race; fresh heads for gender; "
+        "left out, because not in this network: heads.age"
+    )
 
 
-def test_a_network_s_state_dict_is_taken_with_the_heads_that_fit(tmp_path: Path) -> None:
-    source = AGRNetwork(tasks=("age", "race"))
-    torch.save(source.state_dict(), tmp_path / "net.pth")
-    network = AGRNetwork(tasks=("race", "gender"))
-    said = load_weights(network, tmp_path / "net.pth")
-    assert _same(network.backbone, source.backbone) and _same(network.heads["race"], source.heads["race"])
-    assert "heads for race; fresh heads for gender; left out its head for age (not among --model.tasks)" in said
-
-
-def test_a_head_of_another_age_loss_is_left_out(tmp_path: Path) -> None:
-    torch.save(AGRNetwork(tasks=("age", "race")).state_dict(), tmp_path / "net.pth")
-    network = AGRNetwork(tasks=("age", "race"), age_head="distribution")
-    before = network.heads["age"].weight.clone()
-    said = load_weights(network, tmp_path / "net.pth")
-    assert "heads for race; fresh heads for age" in said
-    assert "left out its head for age (another kind of head: 1x384 there, 117x384 here)" in said
-    assert torch.equal(network.heads["age"].weight, before)
+def test_a_head_of_another_age_loss_is_left_out() -> None:
+    grown = network(tasks=("age", "race"), age_loss="dldl")
+    before = grown.heads["age"].weight.clone()
+    message = load_state(grown, network(tasks=("age", "race")).state_dict(), "net.pth")
+    assert message == (
+        "net.pth: loaded the backbone and the heads for race; fresh heads for age; "
+        "left out, because of another shape here: heads.age"
+    )
+    assert torch.equal(grown.heads["age"].weight, before)
 
 
 @pytest.mark.parametrize("wrap", ["network.{}", "module.{}", "{}"])
-def test_weights_are_found_under_the_names_that_wrappers_give(tmp_path: Path, wrap: str) -> None:
-    source, network = AGRNetwork(), AGRNetwork()
-    state = {wrap.format(name): v for name, v in source.state_dict().items()}
-    torch.save({"state_dict": state}, tmp_path / "net.pth")
-    assert "and the heads for age, gender, race" in load_weights(network, tmp_path / "net.pth")
-    assert _same(network.backbone, source.backbone)
+def test_weights_are_found_under_the_names_that_wrappers_give(wrap: str) -> None:
+    source, grown = network(), network()
+    state = {wrap.format(name): value for name, value in source.state_dict().items()}
+    state |= {"loss.race_weights": torch.ones(5)} if wrap.startswith("network") else {}
+    assert load_state(grown, state, "net.pth") == "net.pth: loaded the backbone and the heads for age, gender, race"
+    assert _same(grown.backbone, source.backbone) and _same(grown.heads, source.heads)
 
 
 @pytest.mark.parametrize(
     ("made", "wanted", "message"),
     [
-        (("resnet18", 64), ("agr_cnn", 64), "does not fit: .* is not there"),
+        (("resnet18", 64), ("agr_cnn", 64), r"net\.pth does not fit: .* is not there"),
         (("resnet18", 64), ("resnet34", 64), r"does not fit: layer1\.2\.conv1\.weight is not there"),
-        (
-            ("plain_cnn", 64),
-            ("plain_cnn", 96),
-            r"256x4096 there and 256x9216 here.*--data\.image_size",
-        ),
+        (("plain_cnn", 64), ("plain_cnn", 96), r"256x4096 there and 256x9216 here.*--data\.image_size"),
     ],
 )
-def test_weights_of_another_backbone_are_refused(
-    tmp_path: Path, made: tuple[BackboneName, int], wanted: tuple[BackboneName, int], message: str
-) -> None:
-    torch.save(AGRNetwork(made[0], image_size=made[1]).state_dict(), tmp_path / "net.pth")
+def test_weights_of_another_backbone_are_refused(made: tuple[str, int], wanted: tuple[str, int], message: str) -> None:
+    source, grown = (network(backbone=name, image_size=size) for name, size in (made, wanted))
     with pytest.raises(UserError, match=message):
-        load_weights(AGRNetwork(wanted[0], image_size=wanted[1]), tmp_path / "net.pth")
-
-
-class _Evil:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        import os
-
-        return os.system, ("echo run > evil.txt",)
-
-
-def test_files_that_are_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    whole = tmp_path / "whole.pth"
-    torch.save(AGRNetwork().state_dict(), whole)
-    (tmp_path / "cut.pth").write_bytes(whole.read_bytes()[:10_000])
-    (tmp_path / "text.pth").write_text("hello")
-    (tmp_path / "empty.pth").touch()
-    torch.save([1, 2], tmp_path / "list.pth")
-    torch.save({"state_dict": _Evil()}, tmp_path / "evil.pth")
-    for name, message in (
-        ("cut", "damaged or cut short"),
-        ("text", "not a checkpoint"),
-        ("empty", "not a checkpoint"),
-        ("list", "holds a list"),
-        ("gone", "does not exist"),
-        ("evil", "refused: it holds more than weights"),
-    ):
-        with pytest.raises(UserError, match=message):
-            read_torch_file(tmp_path / f"{name}.pth", "--ckpt_path")
-    assert not (tmp_path / "evil.txt").exists()
+        load_state(grown, source.state_dict(), "net.pth")
 
 
 def test_pretrained_weights_come_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import hashlib
-
-    import torchvision
-
-    from agr_lightning.models import backbones
-
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
-    torchvision_net = torchvision.models.resnet18()
-    torch.save(torchvision_net.state_dict(), folder / "net.pth")
+    original = torchvision.models.resnet18()
+    torch.save(original.state_dict(), folder / "net.pth")
     digest = hashlib.sha256((folder / "net.pth").read_bytes()).hexdigest()[:8]
     (folder / "net.pth").rename(folder / f"net-{digest}.pth")
-
-    class Weights:
-        url = f"http://localhost:9/net-{digest}.pth"
-
-        @staticmethod
-        def get_state_dict(progress: bool, check_hash: bool) -> dict[str, torch.Tensor]:
-            return torch.hub.load_state_dict_from_url(Weights.url, progress=progress, check_hash=check_hash)
-
-    monkeypatch.setitem(backbones.IMAGENET_WEIGHTS, "resnet18", Weights)
-    network = AGRNetwork("resnet18")
-    assert "loaded the backbone" in load_imagenet(network, "resnet18")
-    assert torch.equal(network.backbone.layer4[1].conv2.weight, torchvision_net.layer4[1].conv2.weight)
+    weights = torchvision.models.ResNet18_Weights.DEFAULT.value
+    url = f"http://localhost:9/net-{digest}.pth"
+    monkeypatch.setattr(type(weights), "url", property(lambda self: url), raising=False)
+    grown = network(backbone="resnet18")
+    assert load_pretrained(grown) == (
+        "ImageNet weights: loaded the backbone; fresh heads for age, gender, race; "
+        "left out, because not in this network: fc"
+    )
+    assert torch.equal(grown.backbone.layer4[1].conv2.weight, original.layer4[1].conv2.weight)
     (folder / f"net-{digest}.pth").unlink()
-    with pytest.raises(UserError, match=rf"Put {Weights.url} at .*net-{digest}\.pth, or name a file"):
-        fetch_imagenet("resnet18")
+    with pytest.raises(UserError, match=rf"Put {url} at .*net-{digest}\.pth, or name a file with --model\.weights"):
+        load_pretrained(grown)
     with pytest.raises(UserError, match="no ImageNet weights for agr_cnn"):
-        fetch_imagenet("agr_cnn")
+        load_pretrained(network())
+
+
+def test_pretrained_weights_of_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = timm.create_model("vit_tiny_patch16_224")
+    torch.save(original.state_dict(), tmp_path / "net.pth")
+    create, grown = timm.create_model, network(backbone="timm/vit_tiny_patch16_224")
+
+    def from_file(name: str, pretrained: bool, **options: Any) -> torch.nn.Module:
+        return create(name, pretrained, pretrained_cfg_overlay={"file": str(tmp_path / "net.pth")}, **options)
+
+    monkeypatch.setattr(timm, "create_model", from_file)
+    assert load_pretrained(grown) == "timm's weights: loaded the backbone; fresh heads for age, gender, race"
+    assert torch.equal(grown.backbone.blocks[3].mlp.fc1.weight, original.blocks[3].mlp.fc1.weight)
+    (tmp_path / "net.pth").unlink()
+    with pytest.raises(UserError, match=r"timm cannot load weights for timm/vit_tiny_patch16_224 .* --model\.weights"):
+        load_pretrained(grown)
+
+
+def test_a_file_that_another_program_wrote_is_taken(tmp_path: Path) -> None:
+    original = torchvision.models.resnet18()
+    torch.save(
+        {"state_dict": {f"module.{n}": v for n, v in original.state_dict().items()}, "epoch": 3}, tmp_path / "n.pt"
+    )
+    grown = network(backbone="resnet18")
+    tensors, trained = read_weights(tmp_path / "n.pt", "--model.weights")
+    assert trained is None and "loaded the backbone" in load_state(grown, tensors, "n.pt")
+    assert torch.equal(grown.backbone.layer4[1].conv2.weight, original.layer4[1].conv2.weight)
