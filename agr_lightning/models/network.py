@@ -23,12 +23,12 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 class Predictions(NamedTuple):
-    """What the network says of a batch; a task it does not have is None.
+    """Answers for a batch; those of a task that the network does not have are None.
 
     Attributes:
         age: years, float32 ``(batch,)``, never negative.
         age_low: lower end of the 80 % age interval, years, float32 ``(batch,)``; NaN until it is calibrated.
-        age_high: upper end, likewise.
+        age_high: upper end of the age interval.
         gender: probabilities, float32 ``(batch, 2)``, in the order of ``labels.GENDERS``.
         race: probabilities, float32 ``(batch, 5)``, in the order of ``labels.RACES``.
     """
@@ -51,8 +51,8 @@ class AGRNetwork(nn.Module):
         config: what it is.
 
     Attributes:
-        config: the argument.
-        tasks: the heads, in the order of ``labels.TASKS``.
+        config: what it is.
+        tasks: of the heads, in the order of ``labels.TASKS``.
         calibration: what was measured on validation images and is applied by ``read``.
         frozen: whether the backbone is kept as it is; see ``freeze``.
 
@@ -79,7 +79,9 @@ class AGRNetwork(nn.Module):
             self.heads["age"] = build_age_head(config.age_loss, features, config.age_readout)
         for task, classes in CLASSES.items():
             if task in self.tasks:
-                self.heads[task] = _class_head(features, len(classes))
+                self.heads[task] = head = nn.Linear(features, len(classes))
+                nn.init.normal_(head.weight, std=0.01)
+                nn.init.zeros_(head.bias)
         # As the images are: other weights would be turned around for every batch.
         self.to(memory_format=torch.channels_last)
 
@@ -91,10 +93,10 @@ class AGRNetwork(nn.Module):
         return self
 
     def freeze(self, frozen: bool, detached: bool = True) -> None:
-        """Freezes the backbone, or lets it learn again.
+        """Freezes the backbone, which then keeps its statistics and normalises by them, or lets it learn again.
 
         Args:
-            frozen: whether it keeps its statistics, and normalises by them, while the rest trains.
+            frozen: which of the two.
             detached: compute no gradients for a frozen backbone.
         """
         self.frozen, self._detached = frozen, frozen and detached
@@ -132,24 +134,19 @@ class AGRNetwork(nn.Module):
 
     def read(self, outputs: dict[Task, Tensor]) -> Predictions:
         """Turns what ``forward`` returned into years and probabilities."""
-        age = low = high = None
-        if "age" in outputs:
-            head = self.heads["age"]
-            assert isinstance(head, AgeHead)
-            age = head.years(outputs["age"])
-            low, high = self.calibration.age_interval(age)
-        fit = self.calibration
-        gender = (outputs["gender"] / fit.gender_temperature).softmax(1) if "gender" in outputs else None
-        race = (outputs["race"] / fit.race_temperature).softmax(1) if "race" in outputs else None
+        age = self.years(outputs["age"]) if "age" in outputs else None
+        low, high = (None, None) if age is None else self.calibration.age_interval(age)
+        fitted = self.calibration
+        gender = (outputs["gender"] / fitted.gender_temperature).softmax(1) if "gender" in outputs else None
+        race = (outputs["race"] / fitted.race_temperature).softmax(1) if "race" in outputs else None
         return Predictions(age, low, high, gender, race)
+
+    def years(self, output: Tensor) -> Tensor:
+        """Ages, ``(batch,)``, from what the age head returned."""
+        head = self.heads["age"]
+        assert isinstance(head, AgeHead)
+        return head.years(output)
 
     def predict(self, images: Tensor) -> Predictions:
         """Years and probabilities for uint8 images ``(batch, 3, height, width)``."""
         return self.read(self(images))
-
-
-def _class_head(features: int, classes: int) -> nn.Linear:
-    head = nn.Linear(features, classes)
-    nn.init.normal_(head.weight, std=0.01)
-    nn.init.zeros_(head.bias)
-    return head

@@ -1,0 +1,77 @@
+"""Learning from the answers of trained networks, beside the labels."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from agr_lightning.labels import Task
+from agr_lightning.messages import UserError
+from agr_lightning.models.age import AgeDistribution
+from agr_lightning.models.network import AGRNetwork
+
+
+class Distillation:
+    """Knowledge distillation: trained networks, the teachers, whose mean answers are to be matched.
+
+    No ``nn.Module``: teachers are neither trained nor part of what is trained.
+
+    For classes ``KL(t || p)`` of the teachers' probabilities ``t`` and the student's ``p``; for ages, where student and
+    teachers have distributions, ``KL(t || p) + |mean of p - mean of t|``, and otherwise the absolute difference in
+    years. Where labels are noisy, what several networks agree on is the better target.
+    Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, at temperature 1; for
+    students like their teachers, Furlanello et al., "Born-Again Neural Networks", ICML 2018.
+
+    Args:
+        networks: the teachers, at least one.
+        weight: share of the training loss that is about their answers, above 0 and at most 1.
+
+    Raises:
+        UserError: for a weight that cannot be.
+    """
+
+    def __init__(self, networks: Sequence[AGRNetwork], weight: float) -> None:
+        if not 0 < weight <= 1:
+            raise UserError(f"--model.distillation_weight {weight} must be above 0, and 1 at most.")
+        self.weight = weight
+        self._networks = [network.eval().requires_grad_(False) for network in networks]
+
+    def losses(self, images: Tensor, outputs: dict[Task, Tensor], student: AGRNetwork) -> dict[Task, Tensor]:
+        """How far a student's answers are from the teachers', by task; tasks that no teacher has are left out.
+
+        Args:
+            images: RGB, uint8 ``(batch, 3, height, width)``.
+            outputs: what ``student`` returned for them.
+            student: whose heads say what its outputs mean.
+        """
+        with torch.no_grad():
+            answers = [(network, network(_resize(images, network))) for network in self._networks]
+        losses: dict[Task, Tensor] = {}
+        with torch.autocast(images.device.type, enabled=False):
+            for task, output in outputs.items():
+                known = [(network, answer[task]) for network, answer in answers if task in answer]
+                if known and task == "age":
+                    losses[task] = _age_loss(student, output, known)
+                elif known:
+                    losses[task] = _divergence(output, [answer for _, answer in known])
+        return losses
+
+
+def _resize(images: Tensor, network: AGRNetwork) -> Tensor:
+    size = network.to(images.device).config.image_size
+    if images.shape[2:] == (size, size):
+        return images
+    return F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+
+
+def _divergence(output: Tensor, answers: list[Tensor]) -> Tensor:
+    target = torch.stack([answer.softmax(1) for answer in answers]).mean(0)
+    return F.kl_div(output.log_softmax(1), target, reduction="batchmean")
+
+
+def _age_loss(student: AGRNetwork, output: Tensor, known: list[tuple[AGRNetwork, Tensor]]) -> Tensor:
+    loss = F.l1_loss(student.years(output), torch.stack([network.years(answer) for network, answer in known]).mean(0))
+    if all(isinstance(network.heads["age"], AgeDistribution) for network in (student, *(each for each, _ in known))):
+        loss = loss + _divergence(output, [answer for _, answer in known])
+    return loss
