@@ -13,13 +13,13 @@ from agr_lightning.models.age import (
     AGE_LOSSES,
     AGES,
     AgeDistribution,
-    AgeLossName,
     AgeOrdinal,
-    AgeReadout,
+    AgeRegression,
+    build_age_head,
     build_age_loss,
-    head_for,
     read_out,
 )
+from agr_lightning.models.config import AgeLossName, AgeReadout, NetworkConfig
 from agr_lightning.models.network import AGRNetwork
 
 YEARS, TARGET = torch.tensor([10.0, 22.0, 35.0]), torch.tensor([12.0, 22.0, 30.0])
@@ -72,7 +72,7 @@ def test_every_loss_teaches_its_head(name: AgeLossName) -> None:
     torch.manual_seed(0)
     images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
     target = torch.tensor([5.0, 80.0, 30.0, 50.0])
-    network = AGRNetwork(tasks=("age",), dropout=0.0, age_head=head_for(name, None))
+    network = AGRNetwork(NetworkConfig(tasks=("age",), dropout=0.0, age_loss=name, image_size=64))
     loss, optimizer = build_age_loss(name), torch.optim.AdamW(network.parameters(), 2e-3)
     errors = []
     for _ in range(60):
@@ -134,11 +134,14 @@ def test_the_ordinal_head_starts_rank_consistent() -> None:
 
 
 def test_a_read_out_needs_a_distribution() -> None:
-    assert head_for("coral", "median") == "ordinal" and head_for("l1", None) == "regression"
-    with pytest.raises(UserError, match=r"age_readout median .*choose one of dldl, mean_variance, coral"):
-        head_for("smooth_l1", "median")
+    head = build_age_head("coral", 4, "median")
+    assert isinstance(head, AgeOrdinal) and head.readout == "median"
+    assert isinstance(build_age_head("l1", 4, None), AgeRegression)
+    with pytest.raises(UserError, match=r"age_readout median .*choose the loss from dldl, mean_variance, coral"):
+        build_age_head("smooth_l1", 4, "median")
 
 
-def test_an_unknown_loss_lists_the_known() -> None:
-    with pytest.raises(UserError, match="known: l1, mse, smooth_l1, dldl"):
-        build_age_loss("huber")  # type: ignore[arg-type]
+def test_the_mean_is_read_where_nothing_is_said() -> None:
+    for name in ("dldl", "mean_variance", "coral"):
+        head = build_age_head(name, 4, None)  # type: ignore[arg-type]
+        assert not isinstance(head, AgeRegression) and head.readout == "mean"

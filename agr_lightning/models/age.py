@@ -1,8 +1,8 @@
 """Age: heads, read-outs and losses. To try another loss, add a class here and a line to ``AGE_LOSSES``."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,6 @@ from torch.nn import functional as F
 from agr_lightning.labels import AGE_MAX
 from agr_lightning.messages import UserError
 from agr_lightning.models.config import AgeLossName, AgeReadout
-
-AgeHeadName = Literal["regression", "distribution", "ordinal"]
 
 # A distribution over ages has a class for each year from 0.
 AGES = AGE_MAX + 1
@@ -28,9 +26,15 @@ _UNIT = 25.0
 
 
 class AgeRegression(nn.Linear):
-    """One number: ``years = 25 softplus(w x + b)``, never negative."""
+    """One number: ``years = 25 softplus(w x + b)``, never negative; there is no distribution to read out."""
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, readout: AgeReadout | None = None) -> None:
+        if readout is not None:
+            fitting = ", ".join(name for name, loss in AGE_LOSSES.items() if loss.head is not AgeRegression)
+            raise UserError(
+                f"--model.age_readout {readout} reads a distribution of ages, and --model.age_loss learns a single "
+                f"number: leave the read-out out, or choose the loss from {fitting}."
+            )
         super().__init__(features, 1)
         nn.init.normal_(self.weight, std=0.01)
         nn.init.constant_(self.bias, math.log(math.expm1(_START / _UNIT)))
@@ -40,16 +44,16 @@ class AgeRegression(nn.Linear):
         return F.softplus(super().forward(features)[:, 0]) * _UNIT
 
     def years(self, output: Tensor) -> Tensor:
-        """What ``forward`` returned: it is years."""
+        """Years, ``(batch,)``: what ``forward`` returned."""
         return output
 
 
 class AgeDistribution(nn.Linear):
     """A softmax over the years 0 to 116; the age is its mean or its median."""
 
-    def __init__(self, features: int, readout: AgeReadout) -> None:
+    def __init__(self, features: int, readout: AgeReadout | None = None) -> None:
         super().__init__(features, AGES)
-        self.readout = readout
+        self.readout: AgeReadout = readout or "mean"
         nn.init.normal_(self.weight, std=0.01)
         with torch.no_grad():
             self.bias.copy_(-((torch.arange(AGES) - _START) ** 2) / (2 * _START_SPREAD**2))
@@ -69,9 +73,9 @@ class AgeOrdinal(nn.Module):
     passed with a probability above one half, of which the median here is the version without steps.
     """
 
-    def __init__(self, features: int, readout: AgeReadout) -> None:
+    def __init__(self, features: int, readout: AgeReadout | None = None) -> None:
         super().__init__()
-        self.readout = readout
+        self.readout: AgeReadout = readout or "mean"
         self.weight = nn.Parameter(torch.empty(1, features).normal_(std=0.01))
         # Those of a logistic distribution of the starting age and spread.
         scale = _START_SPREAD * math.sqrt(3) / math.pi
@@ -95,10 +99,15 @@ def read_out(survival: Tensor, readout: AgeReadout) -> Tensor:
 
     Returns:
         Years, ``(batch,)``, 0 to 116.
+
+    Example:
+        >>> survival = torch.tensor([[1.0] * 30 + [0.5] + [0.0] * 85])  # 30 or 31, with equal probability
+        >>> read_out(survival, "mean"), read_out(survival, "median")
+        (tensor([30.5000]), tensor([30.5000]))
     """
     if readout == "mean":
         return survival.sum(1)
-    # The first place at which the probability falls to one half, between P(age > -1) = 1 and P(age > 116) = 0.
+    # Where the probability first falls to one half, between P(age > -1) = 1 and P(age > 116) = 0.
     ends = F.pad(F.pad(survival, (1, 0), value=1.0), (0, 1), value=0.0)
     passed = (survival > 0.5).sum(1, keepdim=True)
     before, after = ends.gather(1, passed), ends.gather(1, passed + 1)
@@ -109,51 +118,7 @@ def read_out(survival: Tensor, readout: AgeReadout) -> Tensor:
 AgeHead = AgeRegression | AgeDistribution | AgeOrdinal
 
 
-def build_age_head(loss: AgeLossName, features: int, readout: AgeReadout | None) -> AgeHead:
-    """The head whose output a loss measures.
-
-    Raises:
-        UserError: for a read-out where there is no distribution to read.
-    """
-    head = AGE_LOSSES[loss].head
-    if head == "regression":
-        if readout is not None:
-            fitting = ", ".join(name for name, entry in AGE_LOSSES.items() if entry.head != "regression")
-            raise UserError(
-                f"--model.age_readout {readout} reads a distribution of ages, and --model.age_loss {loss} learns a "
-                f"single number: leave the read-out out, or choose one of {fitting}."
-            )
-        return AgeRegression(features)
-    kind = AgeDistribution if head == "distribution" else AgeOrdinal
-    return kind(features, readout or "mean")
-
-
 # ---------------------------------------------------------------------- losses: of what the heads return
-
-
-class L1AgeLoss(nn.Module):
-    """Mean absolute error, ``mean(|y - t|)``, in years: the reported metric itself."""
-
-    def forward(self, years: Tensor, target: Tensor) -> Tensor:
-        return F.l1_loss(years, target)
-
-
-class MSEAgeLoss(nn.Module):
-    """Mean squared error, ``mean((y - t)^2)``, in years squared; weigh it by about 0.01."""
-
-    def forward(self, years: Tensor, target: Tensor) -> Tensor:
-        return F.mse_loss(years, target)
-
-
-class SmoothL1AgeLoss(nn.Module):
-    """Huber's loss over beta, with beta = 3 years: squared below, absolute above.
-
-    ``mean(d^2 / 6 if |d| < 3 else |d| - 1.5)`` with ``d = y - t``.
-    Source: Girshick, "Fast R-CNN", ICCV 2015, equation 3.
-    """
-
-    def forward(self, years: Tensor, target: Tensor) -> Tensor:
-        return F.smooth_l1_loss(years, target, beta=3.0)
 
 
 class DLDLAgeLoss(nn.Module):
@@ -193,7 +158,8 @@ class MeanVarianceAgeLoss(nn.Module):
 class CoralAgeLoss(nn.Module):
     """Binary cross-entropy of all thresholds: ``mean(-sum_k [t > k] log q_k + [t <= k] log(1 - q_k))``.
 
-    ``q_k`` is the predicted ``P(age > k)``. Source: as for ``AgeOrdinal``, equation 4, with all weights 1.
+    ``q_k`` is the predicted ``P(age > k)``. Source: Cao, Mirjalili and Raschka, 2020 (CORAL), equation 4, with all
+    weights 1.
     """
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -201,22 +167,31 @@ class CoralAgeLoss(nn.Module):
         return F.binary_cross_entropy_with_logits(logits, passed.float(), reduction="sum") / len(target)
 
 
-@dataclass(frozen=True)
-class _AgeLoss:
-    kind: type[nn.Module]
-    head: AgeHeadName
+class AgeLoss(NamedTuple):
+    """A loss, and the head whose output it takes beside the labels in years, ``(batch,)``."""
+
+    build: Callable[[], nn.Module]
+    head: Callable[[int, AgeReadout | None], AgeHead]
 
 
-AGE_LOSSES: dict[AgeLossName, _AgeLoss] = {
-    "l1": _AgeLoss(L1AgeLoss, "regression"),
-    "mse": _AgeLoss(MSEAgeLoss, "regression"),
-    "smooth_l1": _AgeLoss(SmoothL1AgeLoss, "regression"),
-    "dldl": _AgeLoss(DLDLAgeLoss, "distribution"),
-    "mean_variance": _AgeLoss(MeanVarianceAgeLoss, "distribution"),
-    "coral": _AgeLoss(CoralAgeLoss, "ordinal"),
+AGE_LOSSES: dict[AgeLossName, AgeLoss] = {
+    # mean(|y - t|), in years: the reported metric itself.
+    "l1": AgeLoss(nn.L1Loss, AgeRegression),
+    # mean((y - t)^2), in years squared; weigh it by about 0.01.
+    "mse": AgeLoss(nn.MSELoss, AgeRegression),
+    # mean(d^2 / 6 if |d| < 3 else |d| - 1.5) with d = y - t (Girshick, "Fast R-CNN", ICCV 2015, equation 3).
+    "smooth_l1": AgeLoss(lambda: nn.SmoothL1Loss(beta=3.0), AgeRegression),
+    "dldl": AgeLoss(DLDLAgeLoss, AgeDistribution),
+    "mean_variance": AgeLoss(MeanVarianceAgeLoss, AgeDistribution),
+    "coral": AgeLoss(CoralAgeLoss, AgeOrdinal),
 }
+
+
+def build_age_head(loss: AgeLossName, features: int, readout: AgeReadout | None) -> AgeHead:
+    """The head whose output a loss takes; raises UserError for a read-out where there is no distribution to read."""
+    return AGE_LOSSES[loss].head(features, readout)
 
 
 def build_age_loss(name: AgeLossName) -> nn.Module:
     """The age loss called ``name``."""
-    return AGE_LOSSES[name].kind()
+    return AGE_LOSSES[name].build()

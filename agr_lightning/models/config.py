@@ -11,10 +11,10 @@ from agr_lightning.messages import UserError, did_you_mean
 AgeLossName = Literal["l1", "mse", "smooth_l1", "dldl", "mean_variance", "coral"]
 AgeReadout = Literal["mean", "median"]
 
-# The types of the values that a stored description may hold: anything else was not written by this project.
+# The types of the values of a stored description: anything else was not written by this project.
 _TYPES: dict[str, tuple[type, ...]] = {
     "backbone": (str,),
-    "tasks": (tuple,),
+    "tasks": (list,),
     "age_loss": (str,),
     "age_readout": (str, NoneType),
     "image_size": (int,),
@@ -40,6 +40,13 @@ class NetworkConfig:
 
     Raises:
         UserError: for values that no network can have.
+
+    Example:
+        >>> config = NetworkConfig(tasks=("race", "age"), age_loss="dldl")
+        >>> config.tasks
+        ('age', 'race')
+        >>> NetworkConfig.from_dict(config.to_dict()) == config
+        True
     """
 
     backbone: str = "agr_cnn"
@@ -52,6 +59,8 @@ class NetworkConfig:
     tta_flip: bool = False
 
     def __post_init__(self) -> None:
+        if unknown := [task for task in self.tasks if task not in TASKS]:
+            raise UserError(f"--model.tasks {str(unknown[0])[:40]}: expected any of {', '.join(TASKS)}.")
         object.__setattr__(self, "tasks", check_tasks(list(self.tasks)))
         if self.age_loss not in get_args(AgeLossName):
             known = get_args(AgeLossName)
@@ -74,11 +83,12 @@ class NetworkConfig:
             UserError: when it is not one.
         """
         if not isinstance(stored, Mapping) or set(stored) != set(_TYPES):
-            raise UserError("it does not describe a network of this version of the project")
-        values: dict[str, Any] = {**stored, "tasks": tuple(stored["tasks"]) if type(stored["tasks"]) is list else None}
-        if wrong := [name for name, kinds in _TYPES.items() if type(values[name]) not in kinds]:
-            raise UserError(f"its {wrong[0]} cannot be {str(stored[wrong[0]])[:40]!r}")
-        return cls(**values)
+            raise UserError("it does not describe a network of this version of the project.")
+        for name, types in _TYPES.items():
+            # The length, because a message that holds a stranger's text should not fill the screen.
+            if type(stored[name]) not in types or len(str(stored[name])) > 100:
+                raise UserError(f"its {name} cannot be {str(stored[name])[:40]!r}.")
+        return cls(**{**stored, "tasks": tuple(stored["tasks"])})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and for checkpoints."""

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from agr_lightning.labels import MISSING, RACES, TASKS, Task
 from agr_lightning.messages import UserError
-from agr_lightning.models.age import AgeLossName, build_age_loss
+from agr_lightning.models.age import build_age_loss
+from agr_lightning.models.config import AgeLossName
 
 Weighting = Literal["fixed", "uncertainty"]
 
@@ -36,7 +37,7 @@ class LossWeights:
 
 
 class FixedWeights(nn.Module):
-    """``sum_i w_i L_i``."""
+    """The joint loss ``sum_i w_i L_i``."""
 
     def __init__(self, weights: LossWeights, tasks: tuple[Task, ...]) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class FixedWeights(nn.Module):
 
 
 class UncertaintyWeights(nn.Module):
-    """``sum_i exp(-s_i) L_i + s_i / 2``, with learned ``s_i``, which begin at the fixed weights: ``-log w_i``.
+    """The joint loss ``sum_i exp(-s_i) L_i + s_i / 2`` with learned ``s_i``, which begin at ``-log w_i``.
 
     Source: Kendall, Gal and Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses", CVPR 2018, equation 10;
     the factor one half of its regression losses only shifts ``s``.
@@ -55,22 +56,21 @@ class UncertaintyWeights(nn.Module):
 
     def __init__(self, weights: LossWeights, tasks: tuple[Task, ...]) -> None:
         super().__init__()
-        zero = [task for task in tasks if getattr(weights, task) == 0]
-        if zero:
-            raise UserError(
-                f"--model.loss_weights.{zero[0]} 0 cannot be with --model.loss_weighting uncertainty, which would "
-                "learn it: leave the task out with --model.tasks, or use fixed weights."
-            )
-        self.log_variance = nn.ParameterDict(
-            {task: nn.Parameter(torch.tensor(-math.log(getattr(weights, task)))) for task in tasks}
-        )
+        self.log_variance = nn.ParameterDict()
+        for task in tasks:
+            if getattr(weights, task) == 0:
+                raise UserError(
+                    f"--model.loss_weights.{task} 0 cannot be with --model.loss_weighting uncertainty, which would "
+                    "learn it: leave the task out with --model.tasks, or use fixed weights."
+                )
+            self.log_variance[task] = nn.Parameter(torch.tensor(-math.log(getattr(weights, task))))
 
     def forward(self, losses: dict[Task, Tensor]) -> Tensor:
-        terms = []
-        for task, s in self.log_variance.items():
-            loss = losses[task]  # type: ignore[index]
-            # Exactly 0 without any label of the task: then s has nothing to learn from, and would sink for ever.
-            terms.append(((-s).exp() * loss + s / 2) * (loss != 0))
+        # A loss is exactly 0 without any label of the task: then s has nothing to learn from, and would sink for ever.
+        terms = [
+            ((-s).exp() * losses[task] + s / 2) * (losses[task] != 0)  # type: ignore[index]
+            for task, s in self.log_variance.items()
+        ]
         return torch.stack(terms).sum()
 
 
@@ -89,7 +89,7 @@ class JointLoss(nn.Module):
         race_weights: what the loss of a sample is multiplied by, for each race, float32 ``(5,)``; ones unless set.
 
     Raises:
-        UserError: for an unknown age loss, or a weight of 0 that would be learned.
+        UserError: for a weight of 0 that would be learned.
     """
 
     race_weights: Tensor
@@ -126,8 +126,7 @@ class JointLoss(nn.Module):
                 if task == "age":
                     losses[task] = self.age_loss(output, labels[task])
                 else:
-                    weights = self.race_weights if task == "race" else None
-                    losses[task] = self._cross_entropy(output, labels[task], weights)
+                    losses[task] = self._entropy(task, output, labels[task])
         return losses
 
     def weigh_races(self, weights: list[float]) -> None:
@@ -139,23 +138,24 @@ class JointLoss(nn.Module):
             )
         self.race_weights.copy_(torch.tensor(weights))
 
-    def _cross_entropy(self, logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+    def _entropy(self, task: Task, logits: Tensor, target: Tensor) -> Tensor:
+        known = target != MISSING
         smoothing = self._label_smoothing if self.training else 0.0
         each = F.cross_entropy(logits, target, ignore_index=MISSING, reduction="none", label_smoothing=smoothing)
-        known = target != MISSING
-        if weights is not None:
+        if task == "race":
             # A factor for each sample by its label, also where the label is smoothed.
-            each = each * weights[target.clamp(min=0)]
+            each = each * self.race_weights[target.clamp(min=0)]
         return (each * known).sum() / known.sum().clamp(min=1)
 
 
 def balanced_weights(counts: list[int]) -> list[float]:
-    """Class weights under which each class counts the same, and the average sample 1.
+    """Class weights under which each class counts the same, and the average sample 1; an empty class gets 1.
 
     ``n / (k n_c)`` for n samples in k classes, of which ``n_c`` are in class c (scikit-learn's "balanced").
 
-    Args:
-        counts: samples of each class; an empty class gets 1.
+    Example:
+        >>> balanced_weights([100, 50, 0])
+        [0.75, 1.5, 1.0]
     """
     present = sum(count > 0 for count in counts)
     return [sum(counts) / (present * count) if count else 1.0 for count in counts]
