@@ -3,7 +3,8 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from types import NoneType
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,17 +34,20 @@ _DATA = ("age_min", "age_max", "synthetic")
 
 _IMAGES = ("training_images", "validation_images")
 
+# Where Lightning's checkpoints keep the options of both.
+_OPTIONS = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
+
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """What training made of a network.
+    """A network after training.
 
     Attributes:
         config: what the network is.
         state: of its ``AGRNetwork``, calibration included.
         training_images: fingerprints of the images that it has learned from, int64 ``(n,)``; those that its initial
             weights and its teachers had seen are among them. None where that is not known.
-        validation_images: likewise, of those that chose and calibrated it.
+        validation_images: fingerprints of those that chose and calibrated it; None where that is not known.
         data: the options of the data module that say for which images it was made: age_min, age_max, synthetic.
         epoch: of which the weights are, from 0; None where that is not known.
         path: the file that it was read from.
@@ -82,22 +86,21 @@ class TrainedNetwork:
         Raises:
             UserError: when the weights are not those of the network that the file describes.
         """
-        network = AGRNetwork(self.config)
         try:
+            network = AGRNetwork(self.config)
             network.load_state_dict(self.state)
-        except RuntimeError as error:
-            raise UserError(
-                f"{self.name} does not fit the network that it describes: {' '.join(str(error).split()[5:])[:200]}"
-            ) from None
+        except (RuntimeError, UserError) as error:
+            reason = " ".join(str(error).rpartition("AGRNetwork:")[2].split())[:200]
+            raise UserError(f"{self.name} does not fit the network that it describes: {reason}") from None
         return network.eval().requires_grad_(False)
 
     def options(self) -> dict[str, Json]:
         """As options: ``model.NAME`` of ``AGRModule`` and ``data.NAME`` of ``UTKFaceDataModule``."""
         if self.hyperparameters:
             return self.hyperparameters
-        described = {f"model.{name}": value for name, value in self.config.to_dict().items() if name != "image_size"}
-        limits: dict[str, Json] = {f"data.{name}": self.data[name] for name in ("age_min", "age_max")}
-        return {**described, "data.image_size": self.config.image_size, **limits}
+        options = {f"model.{name}": value for name, value in self.config.to_dict().items()}
+        options["data.image_size"] = options.pop("model.image_size")
+        return options | {f"data.{name}": self.data[name] for name in ("age_min", "age_max") if name in self.data}
 
 
 def describe(config: NetworkConfig, data: dict[str, Any], epoch: int | None) -> dict[str, Any]:
@@ -106,9 +109,9 @@ def describe(config: NetworkConfig, data: dict[str, Any], epoch: int | None) -> 
     return {"format": FORMAT, "network": config.to_dict(), "data": made_for, "epoch": epoch}
 
 
-def load_trained(named: str | None = None, root: Path = Path()) -> TrainedNetwork:
-    """Finds and reads a trained network; see ``find_checkpoint`` and ``read_trained``."""
-    return read_trained(find_checkpoint(named, root))
+def load_trained(named: str | None = None, root: Path = Path(), option: str = "--ckpt_path") -> TrainedNetwork:
+    """Reads the trained network that ``named`` means; the names are those of ``find_checkpoint``."""
+    return read_trained(find_checkpoint(named, root, option), option)
 
 
 def find_checkpoint(named: str | None, root: Path, option: str = "--ckpt_path") -> Path:
@@ -123,31 +126,21 @@ def find_checkpoint(named: str | None, root: Path, option: str = "--ckpt_path") 
     Raises:
         UserError: when there is none.
     """
-    if named is None or named in SHIPPED:
-        path = SHIPPED[named or "agr"]
-        if not path.is_file():
-            raise UserError(
-                f"this installation lacks trained weights ({path} is missing): install all of the project, or give "
-                f"{option} FILE, a run folder, '{BEST}' or '{LAST}'."
-            )
-        return path
     if named in (BEST, LAST):
         files = (root / RUNS_FOLDER).glob(f"version_*/{CHECKPOINTS_FOLDER}/{named}.ckpt")
         numbered = {number: file for file in files if (number := number_of(file.parents[1])) is not None}
         if not numbered:
             raise UserError(
-                f"{option} {named}: no run under {root / RUNS_FOLDER} has a {named}.ckpt. "
-                "Train one with `fit`, or name a file or run folder."
+                f"{option} {named}: no run under {root / RUNS_FOLDER} has a {named}.ckpt; train one with fit."
             )
         return numbered[max(numbered)]
-    path = user_path(named)
+    named = "agr" if named is None else named
+    path = SHIPPED.get(named) or user_path(named)
     if path.is_dir():
         path = path / CHECKPOINTS_FOLDER / f"{BEST}.ckpt"
-        if not path.is_file():
-            raise UserError(f"{option} {named} is a folder without {CHECKPOINTS_FOLDER}/{BEST}.ckpt.")
     if not path.is_file():
         names = "', '".join((BEST, LAST, *SHIPPED))
-        raise UserError(f"{option} {named} does not exist; name a checkpoint file, a run folder, or '{names}'.")
+        raise UserError(f"{option} {path} does not exist; name a checkpoint file, a run folder, or '{names}'.")
     return path
 
 
@@ -184,44 +177,46 @@ def read_weights(path: Path, option: str) -> tuple[dict[str, Tensor], TrainedNet
         UserError: when it is missing, damaged, of another version of this project, or could run code.
     """
     check_readable(path, option)
-    facts: Any
-    hyperparameters: dict[str, Json] = {}
-    if path.suffix == SAFETENSORS_SUFFIX:
-        facts, state = _read_safetensors(path, option)
-    else:
-        content = _read_torch(path, option)
-        facts = content.get(KEY)
-        state = content["state_dict"] if isinstance(content.get("state_dict"), dict) else content
-        for part, key in (("model", "hyper_parameters"), ("data", "datamodule_hyper_parameters")):
-            hyperparameters |= {f"{part}.{name}": value for name, value in dict(content.get(key) or {}).items()}
+    file = f"{option} {path}"
+    content = (_read_safetensors if path.suffix == SAFETENSORS_SUFFIX else _read_torch)(path, file)
+    state = content["state_dict"] if isinstance(content.get("state_dict"), dict) else content
     state = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-    if facts is None:
+    if content.get(KEY) is None:
         return state, None
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-        written = facts.get("format") if isinstance(facts, dict) else facts
+    trained = _trained_network(path, file, content, state)
+    return trained.state, trained
+
+
+def _trained_network(path: Path, file: str, content: dict[str, Any], state: dict[str, Tensor]) -> TrainedNetwork:
+    facts = content[KEY]
+    written = facts.get("format") if isinstance(facts, dict) else facts
+    if written != FORMAT:
         raise UserError(
-            f"{option} {path} is of another version of this project (its format is {str(written)[:20]}, this version "
-            f"reads {FORMAT}): install the version that wrote it, or train or export again."
+            f"{file} is of another version of this project (its format is {str(written)[:20]}, this version reads "
+            f"{FORMAT}): install the version that wrote it, or train or export again."
         )
     images = {name: state.pop(name, facts.get(name)) for name in _IMAGES}
+    options = {part: content.get(key) or {} for part, key in _OPTIONS.items()}
     data, epoch = facts.get("data"), facts.get("epoch")
     try:
         config = NetworkConfig.from_dict(facts.get("network"))
-        if not isinstance(data, dict) or not all(type(value) is int for value in data.values()):
-            raise UserError("its images are not described")
-        if type(epoch) not in (int, type(None)) or not all(map(_is_fingerprints, images.values())):
-            raise UserError("its epoch or its training images are not what they should be")
+        sound = [type(epoch) in (int, NoneType), *map(_are_fingerprints, images.values())]
+        sound += [isinstance(part, dict) for part in (data, *options.values())]
+        if not all(sound) or not all(name in _DATA and type(value) is int for name, value in data.items()):
+            raise UserError("what it says of its training is not what it should be.")
     except UserError as error:
-        raise UserError(f"{option} {path} is damaged, or was not written by this project: {error}.") from None
-    if path.suffix == SAFETENSORS_SUFFIX:
-        state = {name: value.float() if value.dtype == torch.float16 else value for name, value in state.items()}
-    else:
-        state = {
-            name.removeprefix(NETWORK_PREFIX): value for name, value in state.items() if name.startswith(NETWORK_PREFIX)
-        }
-    seen = {name: None if value is None else cast(Tensor, value).numpy() for name, value in images.items()}
-    return state, TrainedNetwork(
-        config, state, **seen, data=data, epoch=epoch, path=path, hyperparameters=hyperparameters
+        raise UserError(f"{file} is damaged, or was not written by this project: {error}") from None
+    # An exported file holds the network alone, and its matrices in 16 bits.
+    prefix = "" if path.suffix == SAFETENSORS_SUFFIX else NETWORK_PREFIX
+    state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return TrainedNetwork(
+        config,
+        {name: value.float() if value.dtype == torch.float16 else value for name, value in state.items()},
+        **{name: None if value is None else value.numpy() for name, value in images.items()},
+        data=data,
+        epoch=epoch,
+        path=path,
+        hyperparameters={f"{part}.{name}": value for part, named in options.items() for name, value in named.items()},
     )
 
 
@@ -236,43 +231,37 @@ def write_safetensors(path: Path, trained: TrainedNetwork) -> None:
             f"{trained.name} does not say which images it has learned from: train it with UTKFaceDataModule."
         )
     # Matrices alone: biases, statistics and calibration are few, and not all of them fit 16 bits.
-    tensors = {
-        name: value.half().contiguous() if value.ndim > 1 else value.contiguous()
-        for name, value in trained.state.items()
-    }
-    for name in _IMAGES:
-        tensors[name] = torch.from_numpy(getattr(trained, name))
+    tensors = {name: (value.half() if value.ndim > 1 else value).contiguous() for name, value in trained.state.items()}
+    tensors |= {name: torch.from_numpy(getattr(trained, name)) for name in _IMAGES}
     content = save(tensors, {KEY: json.dumps(describe(trained.config, trained.data, trained.epoch))})
     with atomic_write(path) as file:
         file.write(content)
 
 
-def _read_torch(path: Path, option: str) -> dict[str, Any]:
+def _read_torch(path: Path, file: str) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle and zip readers raise anything for a damaged file
-        with path.open("rb") as file:
-            may_be_one = file.read(1) in (b"P", b"\x80")  # how a zip file and a pickle begin
+        with path.open("rb") as opened:
+            may_be_one = opened.read(1) in (b"P", b"\x80")  # how a zip file and a pickle begin
         if may_be_one and ("Unsupported" in str(error) or "GLOBAL" in str(error)):
             raise UserError(
-                f"{option} {path} is refused: it holds more than weights and plain values, "
-                "and loading it could run code."
+                f"{file} is refused: it holds more than weights and plain values, and loading it could run code."
             ) from None
-        raise UserError(f"{option} {path} is not a checkpoint, or is damaged or cut short.") from None
+        raise UserError(f"{file} is not a checkpoint, or is damaged or cut short.") from None
     if not isinstance(content, dict):
-        raise UserError(f"{option} {path} holds a {type(content).__name__}, not a checkpoint or state dict.")
+        raise UserError(f"{file} holds a {type(content).__name__}, not a checkpoint or state dict.")
     return content
 
 
-def _read_safetensors(path: Path, option: str) -> tuple[Any, dict[str, Tensor]]:
+def _read_safetensors(path: Path, file: str) -> dict[str, Any]:
     try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(KEY)
-            facts = None if text is None else json.loads(text)
-            return facts, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        with safe_open(path, "pt") as opened:
+            facts = json.loads((opened.metadata() or {}).get(KEY, "null"))
+            return {KEY: facts, "state_dict": {name: opened.get_tensor(name) for name in opened.keys()}}  # noqa: SIM118
     except (SafetensorError, ValueError, RecursionError):
-        raise UserError(f"{option} {path} is no safetensors file, or is damaged or cut short.") from None
+        raise UserError(f"{file} is no safetensors file, or is damaged or cut short.") from None
 
 
-def _is_fingerprints(value: object) -> bool:
+def _are_fingerprints(value: object) -> bool:
     return value is None or (isinstance(value, Tensor) and value.ndim == 1 and value.dtype == torch.int64)
