@@ -147,21 +147,17 @@ class PredictionWriter(lightning.Callback):
         self.output = output
         self._table: TableWriter | None = None
         self._annotator: Annotator | None = None
-        self._path = self._part = Path()
-
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        trainer.datamodule.keep_pictures = self.output.annotate is not None  # type: ignore[attr-defined]
 
     def on_predict_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         folder = run_folder(trainer)
         if folder is None:
             return
-        if self.output.folder is not None:
-            self._annotator = Annotator(self.output.folder, trainer.datamodule.photos_to_predict)  # type: ignore[attr-defined]
-        self._path = folder / PREDICTIONS_FILES[self.output.format]
-        self._part = self._path if trainer.world_size == 1 else _part(self._path, trainer.global_rank)
-        self._table = TableWriter(self._part, self.output.format if trainer.world_size == 1 else "part")
-        self._table.__enter__()
+        if self.output.annotate is not None:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            data.keep_pictures = True
+            self._annotator = Annotator(self.output.annotate, data.photos_to_predict)
+        self._parts = [folder / f"predictions.part{rank}" for rank in range(trainer.world_size)]
+        self._table = TableWriter(self._parts[trainer.global_rank], "part")
 
     def on_predict_batch_end(
         self,
@@ -180,3 +176,19 @@ class PredictionWriter(lightning.Callback):
             self._table.write(rows_of(photo, of_photo))
             if self._annotator is not None:
                 self._annotator(photo, of_photo)
+
+    def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self._table is None:
+            return
+        self._table.close()
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            path = self._parts[0].with_name(PREDICTIONS_FILES[self.output.format])
+            counts = join_parts(self._parts, path, self.output.format)
+            say_result(len(trainer.datamodule.photos_to_predict), counts, path)  # type: ignore[attr-defined]
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        if self._table is not None:
+            self._table.__exit__(type(exception), exception, exception.__traceback__)

@@ -173,7 +173,7 @@ class AGRModule(CheckpointedModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Predictions:
         """Predictions for images: those of a ``PhotoBatch`` or a ``Batch``, the first of a tuple, or a tensor."""
-        images = batch if isinstance(batch, Tensor) else batch[0]
+        images = batch if isinstance(batch, Tensor) else batch[0] if isinstance(batch, list) else batch.images
         return self(images)  # type: ignore[no-any-return]
 
     def _step(self, batch: Batch, batch_idx: int, stage: Stage) -> Tensor:

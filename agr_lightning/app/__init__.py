@@ -6,9 +6,7 @@ from pathlib import Path
 from agr_lightning.messages import UserError, needs
 
 
-def app(
-    ckpt_path: str | None = None, port: int = 8501, address: str = "localhost", no_browser: bool = False
-) -> None:
+def app(ckpt_path: str | None = None, port: int = 8501, address: str = "localhost", no_browser: bool = False) -> None:
     """Serves a page until Ctrl-C: drop photos on it or use the camera, see each face with age, gender and race.
 
     Photos stay in memory, on this machine, until the page is closed.

@@ -99,5 +99,7 @@ def _as_json(index: Index, labels: pd.DataFrame, groups: list[pd.DataFrame]) -> 
             for (band, gender, race), n in cells[cells > 0].items()
         ],
         "rejected": [{"file": file, "reason": reason} for file, reason in index.rejects.items()],
-        "duplicate_groups": [{"files": list(group["name"]), "disagree_on": list(_disagreement(group))} for group in groups],
+        "duplicate_groups": [
+            {"files": list(group["name"]), "disagree_on": list(_disagreement(group))} for group in groups
+        ],
     }
