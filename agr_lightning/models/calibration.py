@@ -39,13 +39,11 @@ class Calibration(nn.Module):
     Attributes:
         gender_temperature: what the gender logits are divided by.
         race_temperature: what the race logits are divided by.
-        age_edges: upper bounds of the bins of predicted age but the last, years, ``(AGE_BINS - 1,)``; infinite where
-            there are fewer bins.
-        age_low: what to add to a predicted age of each bin for the lower end of its interval, years, ``(AGE_BINS,)``;
+        age_edges: between the bins of predicted age, years, ``(AGE_BINS - 1,)``; infinite where there are fewer bins.
+        age_low: what to add to a predicted age for the lower end of its interval, years, ``(AGE_BINS,)``.
+        age_high: what to add for the upper end; both are NaN until fitted.
+        adult_threshold: predicted age, years, below which a face is taken for a minor's when hardly any may be missed;
             NaN until fitted.
-        age_high: what to add for the upper end.
-        adult_threshold: predicted age, in years, below which a face is taken for a minor's when hardly any may be
-            missed; NaN until fitted.
     """
 
     gender_temperature: Tensor

@@ -21,7 +21,7 @@ def load_state(network: AGRNetwork, tensors: Mapping[str, Tensor], source: str) 
         source: what the user named, for messages.
 
     Returns:
-        A sentence on what was loaded, and what was left out.
+        A sentence on what was loaded, and what was left out and why.
 
     Raises:
         UserError: when they are not of this backbone.
@@ -51,11 +51,7 @@ def load_state(network: AGRNetwork, tensors: Mapping[str, Tensor], source: str) 
 def load_pretrained(network: AGRNetwork) -> str:
     """Loads the weights that torchvision or timm publish for the backbone, from their cache or else downloaded.
 
-    Returns:
-        A sentence on what was loaded, and what was left out.
-
-    Raises:
-        UserError: when there are none, or they are not cached and cannot be downloaded.
+    Returns a sentence on it; raises UserError when there are none, or they cannot be had.
     """
     name = network.config.backbone
     if name in OURS:

@@ -18,7 +18,7 @@ Weighting = Literal["fixed", "uncertainty"]
 
 @dataclass(frozen=True)
 class LossWeights:
-    """What each task's loss is multiplied by in the joint loss.
+    """What the loss of each task is multiplied by in the joint loss.
 
     Args:
         age: weight of the age loss, which is in years for l1 and smooth_l1, in years squared for mse.

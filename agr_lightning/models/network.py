@@ -47,17 +47,20 @@ class Predictions(NamedTuple):
 class AGRNetwork(nn.Module):
     """Shared backbone and one head per task.
 
-    Args:
-        config: what it is.
-
     Attributes:
         config: what it is.
         tasks: of the heads, in the order of ``labels.TASKS``.
         calibration: what was measured on validation images and is applied by ``read``.
-        frozen: whether the backbone is kept as it is; see ``freeze``.
+        frozen: whether the backbone is kept as it is.
 
     Raises:
-        UserError: for an unknown backbone, or images too small for it.
+        UserError: for an unknown backbone, or images that do not fit it.
+
+    Example:
+        >>> network = AGRNetwork(NetworkConfig(image_size=64)).eval()
+        >>> predictions = network.predict(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+        >>> predictions.age.shape, predictions.race.shape
+        (torch.Size([1]), torch.Size([1, 5]))
     """
 
     pixel_mean: Tensor
@@ -93,12 +96,7 @@ class AGRNetwork(nn.Module):
         return self
 
     def freeze(self, frozen: bool, detached: bool = True) -> None:
-        """Freezes the backbone, which then keeps its statistics and normalises by them, or lets it learn again.
-
-        Args:
-            frozen: which of the two.
-            detached: compute no gradients for a frozen backbone.
-        """
+        """Freezes the backbone, which then keeps its statistics, and gets no gradients if ``detached``; or thaws it."""
         self.frozen, self._detached = frozen, frozen and detached
         self.train(self.training)
 

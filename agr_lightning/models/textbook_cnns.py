@@ -15,18 +15,12 @@ class PlainCNN(nn.Module):
 
     0.4 million parameters in the convolutions and, at 128x128, 4.2 million in the dense layer.
 
-    Args:
-        image_size: side of the images, pixels.
-
     Shape: ``(batch, 3, image_size, image_size)`` float to ``(batch, features)``.
     """
 
     def __init__(self, image_size: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for inputs, outputs in zip((3, *_WIDTHS), _WIDTHS, strict=False):
-            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-        self.convolutions = nn.Sequential(*layers)
+        self.convolutions = _blocks(3, _WIDTHS, normalised=False)
         side = image_size // 2 ** len(_WIDTHS)
         self.dense = nn.Sequential(nn.Flatten(), nn.Linear(_WIDTHS[-1] * side * side, _DENSE), nn.ReLU())
         _initialise(self)
@@ -41,9 +35,6 @@ class TwoBranchCNN(nn.Module):
 
     Each block is convolution, ReLU, pooling and batch normalisation; a branch ends in its own dense layer over the
     averaged map. 20 thousand shared parameters, and a million for each task.
-
-    Args:
-        tasks: gets a branch each.
 
     Shape: ``(batch, 3, height, width)`` float to a ``(batch, features)`` for each task.
     """
@@ -64,10 +55,11 @@ def _branch() -> nn.Module:
     return nn.Sequential(_blocks(_TRUNK[-1], _BRANCH), *pooled, nn.Linear(_BRANCH[-1], _DENSE), nn.ReLU())
 
 
-def _blocks(inputs: int, widths: tuple[int, ...]) -> nn.Sequential:
+def _blocks(inputs: int, widths: tuple[int, ...], normalised: bool = True) -> nn.Sequential:
     layers: list[nn.Module] = []
     for outputs in widths:
-        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(outputs)]
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        layers += [nn.BatchNorm2d(outputs)] if normalised else []
         inputs = outputs
     return nn.Sequential(*layers)
 

@@ -1,11 +1,15 @@
 """Learning from the answers of trained networks, beside the labels."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from agr_lightning.checkpoints import load_trained
 from agr_lightning.labels import Task
 from agr_lightning.messages import UserError
 from agr_lightning.models.age import AgeDistribution
@@ -26,16 +30,36 @@ class Distillation:
     Args:
         networks: the teachers, at least one.
         weight: share of the training loss that is about their answers, above 0 and at most 1.
+        images: fingerprints of all images that they have seen, int64 ``(n,)``; None where nobody knows.
 
     Raises:
         UserError: for a weight that cannot be.
     """
 
-    def __init__(self, networks: Sequence[AGRNetwork], weight: float) -> None:
+    def __init__(self, networks: Sequence[AGRNetwork], weight: float, images: NDArray[np.int64] | None = None) -> None:
         if not 0 < weight <= 1:
             raise UserError(f"--model.distillation_weight {weight} must be above 0, and 1 at most.")
-        self.weight = weight
+        self.weight, self.images = weight, images
         self._networks = [network.eval().requires_grad_(False) for network in networks]
+
+    @classmethod
+    def load(cls, teachers: Sequence[str], tasks: Sequence[Task], weight: float) -> "Distillation":
+        """Reads the teachers, by names that ``--ckpt_path`` takes too, for a student of these tasks.
+
+        Raises:
+            UserError: for a teacher that cannot be read, or has learned none of the tasks.
+        """
+        trained = [load_trained(named, Path(), "--model.teachers") for named in teachers]
+        for teacher in trained:
+            known = teacher.config.tasks
+            if not set(known) & set(tasks):
+                raise UserError(
+                    f"--model.teachers {teacher.name} knows {' and '.join(known)} alone, and has nothing to teach for "
+                    f"--model.tasks [{', '.join(tasks)}]."
+                )
+        images = [teacher.images for teacher in trained if teacher.images is not None]
+        seen = np.unique(np.concatenate(images)) if len(images) == len(trained) else None
+        return cls([teacher.network() for teacher in trained], weight, seen)
 
     def losses(self, images: Tensor, outputs: dict[Task, Tensor], student: AGRNetwork) -> dict[Task, Tensor]:
         """How far a student's answers are from the teachers', by task; tasks that no teacher has are left out.
@@ -43,7 +67,7 @@ class Distillation:
         Args:
             images: RGB, uint8 ``(batch, 3, height, width)``.
             outputs: what ``student`` returned for them.
-            student: whose heads say what its outputs mean.
+            student: the network that learns.
         """
         with torch.no_grad():
             answers = [(network, network(_resize(images, network))) for network in self._networks]
