@@ -12,12 +12,12 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from agr_lightning.checkpoints import SHIPPED
-from agr_lightning.data.splits import write_splits
+from agr_lightning.data.splits import write_split
 from agr_lightning.datamodule import PhotoBatch
 from agr_lightning.evaluation.results import make_results, summary
 from agr_lightning.files import atomic_json, atomic_write
 from agr_lightning.inference.annotate import Annotator
-from agr_lightning.inference.predict import OutputOptions, TableWriter, rows_of
+from agr_lightning.inference.predict import OutputOptions, TableWriter, join_parts, rows_of, say_result
 from agr_lightning.inference.predictor import answers
 from agr_lightning.models.network import Predictions
 from agr_lightning.module import AGRModule
@@ -47,7 +47,7 @@ class SplitWriter(lightning.Callback):
         folder = run_folder(trainer)
         if folder is not None and trainer.is_global_zero:
             data = trainer.datamodule  # type: ignore[attr-defined]
-            write_splits({split: data.samples(split) for split in ("train", "val", "test")}, folder / SPLITS_FOLDER)
+            write_split({split: data.samples(split) for split in ("train", "val", "test")}, folder / SPLITS_FOLDER)
 
 
 class CurveWriter(lightning.Callback):

@@ -146,10 +146,8 @@ def _predict(options: list[str]) -> None:
     parser.add_class_arguments(OutputOptions)
     given = parser.parse_args(options)
     photos, output = ({each.name: given[each.name] for each in fields(kind)} for kind in (PhotoOptions, OutputOptions))
-    predict(
-        **given.data.as_dict(), ckpt_path=given.ckpt_path, photos=PhotoOptions(**photos), output=OutputOptions(**output),
-        progress=sys.stderr.isatty(),
-    )  # fmt: skip
+    reading, writing = PhotoOptions(**photos), OutputOptions(**output)
+    predict(**given.data.as_dict(), ckpt_path=given.ckpt_path, photos=reading, output=writing)
 
 
 def _needs_trainer(options: list[str]) -> bool:

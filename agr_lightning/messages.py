@@ -37,7 +37,7 @@ def one_line(text: object, limit: int = 300) -> str:
 
 
 class OneLineErrors:
-    """For parsers of jsonargparse: an unknown option is named with the one that was meant; the rest is the library's."""
+    """For parsers of jsonargparse: names the option that was meant for an unknown one; the rest is the library's."""
 
     given: Sequence[str] = ()
     get_defaults: Callable[..., Any]
@@ -64,7 +64,8 @@ class OneLineErrors:
 
 # What Lightning and torch log or warn of on every run of some kind, where nothing is wrong or to be done.
 _ROUTINE = re.compile(
-    r"GPU available|TPU available|HPU available|.*Tip: |Seed set to|Restoring states from|Restored all states|"
+    r"GPU available|TPU available|.*Tip: |Seed set to|Restoring states from|Restored all states|"
+    r"Loading `train_dataloader` to estimate|"
     r"Loaded model weights|.*You are using a CUDA device|LOCAL_RANK: |Initializing distributed|-{20}|"
     r"distributed_backend=|All distributed processes|.*isinstance\(treespec, LeafSpec\)|"
     r".*args parameter is intended to run from within Python|.*does not have many workers|"
@@ -92,16 +93,20 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not _ROUTINE.match(record.getMessage().strip())
 
 
+def hide_routine_messages() -> None:
+    """Keeps from the console what Lightning logs on every run; to be called when it has been imported."""
+    for name in ("pytorch", "fabric"):
+        for handler in logging.getLogger(f"lightning.{name}").handlers:
+            handler.addFilter(_is_news)
+
+
 @contextlib.contextmanager
 def console_logging() -> Iterator[None]:
-    """Shows what the project and its libraries log while the block runs, without what every run repeats."""
+    """Shows what the project logs while the block runs, and hides warnings that every run repeats."""
     ours, console = logging.getLogger("agr_lightning"), _Console()
     level = ours.level
     ours.addHandler(console)
     ours.setLevel(logging.INFO)
-    libraries = [each for name in ("pytorch", "fabric") for each in logging.getLogger(f"lightning.{name}").handlers]
-    for handler in libraries:
-        handler.addFilter(_is_news)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", _ROUTINE.pattern)
@@ -110,5 +115,3 @@ def console_logging() -> Iterator[None]:
     finally:
         ours.removeHandler(console)
         ours.setLevel(level)
-        for handler in libraries:
-            handler.removeFilter(_is_news)

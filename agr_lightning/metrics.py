@@ -10,7 +10,7 @@ from torchmetrics import MeanAbsoluteError, Metric
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.utilities import dim_zero_cat
 
-from agr_lightning.evaluation.metric_table import TABLE_COLUMNS
+from agr_lightning.evaluation.metric_table import prediction_table
 from agr_lightning.labels import CLASSES, GENDERS, MISSING, RACES, TASKS, Task
 from agr_lightning.messages import UserError
 from agr_lightning.models.network import Predictions
@@ -125,13 +125,12 @@ class PredictionTable(Metric):
         self.rows.append(torch.cat([column.detach().float() for column in columns], dim=1))
 
     def compute(self) -> pd.DataFrame:
-        """A row a sample, by ``TABLE_COLUMNS``; NaN for a task that the network does not have.
+        """A row a sample, by ``evaluation.metric_table.TABLE_COLUMNS``; NaN for a task that the network does not have.
 
         Raises:
             UserError: when outputs are NaN or infinite.
         """
-        rows = dim_zero_cat(self.rows).cpu().numpy().astype(np.float64)
-        table = pd.DataFrame(rows, columns=list(TABLE_COLUMNS)).drop_duplicates("index").sort_values("index")
+        table = prediction_table(dim_zero_cat(self.rows).cpu().numpy())
         for task in self.tasks:
             outputs = [f"prob_{name}" for name in CLASSES[task]] if task in CLASSES else ["predicted_age"]
             if not np.isfinite(table[outputs].to_numpy()).all():
@@ -139,4 +138,4 @@ class PredictionTable(Metric):
                     f"the network's {task} outputs are no numbers any more: training has diverged. "
                     "Start again with a lower --model.learning_rate."
                 )
-        return table.astype(dict.fromkeys(("index", "gender", "race"), np.int64)).reset_index(drop=True)
+        return table.drop_duplicates("index").sort_values("index", ignore_index=True)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -243,6 +244,8 @@ class AGRModule(CheckpointedModule):
                 self.loss.weigh_races(balanced_weights(np.bincount(races[races >= 0], minlength=len(RACES)).tolist()))
 
     def on_fit_start(self) -> None:
+        if any(isinstance(each, BatchSizeFinder | LearningRateFinder) for each in self.trainer.callbacks):  # type: ignore[attr-defined]
+            self.trainer.strategy.setup_optimizers(self.trainer)  # for what they have found
         check_resumed(self.resumed_schedule, self.trainer)
         if self.hparams.compile:
             # The network alone: Lightning's logging inside would be compiled again and again. Evaluation stays as it

@@ -23,7 +23,7 @@ from agr_lightning.checkpoints import TrainedNetwork, load_trained
 from agr_lightning.datamodule import UTKFaceDataModule
 from agr_lightning.inference.photos import PhotoOptions
 from agr_lightning.inference.predict import OutputOptions
-from agr_lightning.messages import OneLineErrors, UserError
+from agr_lightning.messages import OneLineErrors, UserError, hide_routine_messages
 from agr_lightning.module import AGRModule
 from agr_lightning.run_folder import AtomicCheckpointIO, BestCheckpoint, ConfigWriter, run_folder
 from agr_lightning.runs import (
@@ -52,8 +52,8 @@ DESCRIPTIONS = {
 
 _CKPT_PATH = (
     "checkpoint to load: a file, a run folder (for its best), 'best' or 'last' of the newest run in lightning_logs, an "
-    "exported file, or 'agr' or 'small' for a shipped network. fit resumes it, in its own folder; test and predict take "
-    "agr where none is named. Its model and data options become the defaults."
+    "exported file, or 'agr' or 'small' for a shipped network. fit resumes it, in its own folder; test and predict "
+    "take agr where none is named. Its model and data options become the defaults."
 )
 
 # Drawn cards are trained on with settings that suit them, unless the options come from elsewhere.
@@ -176,6 +176,8 @@ class AGRCommandLine(LightningCLI):
             kwargs["logger"] = self._logger()
         if keeps:
             callbacks += self._callbacks(bool(kwargs.get("logger", options.logger)))
+        if options.barebones:  # which refuses what is on by default here
+            kwargs["log_every_n_steps"] = None
         if options.enable_checkpointing is False or not keeps:
             callbacks = [each for each in callbacks if not isinstance(each, ModelCheckpoint)]
         plugins = options.plugins if isinstance(options.plugins, list) else [options.plugins] if options.plugins else []
@@ -221,6 +223,7 @@ def run(command: str, options: Sequence[str], model_class: type[AGRModule] = AGR
         UserError: for what the user can cure.
         SystemExit: after --help and --print_config, and with code 2 for options that cannot be understood.
     """
+    hide_routine_messages()
     cli = AGRCommandLine(command, options, model_class)
     trainer, trained = cli.trainer, cli.trained
     if trained is not None:
