@@ -13,7 +13,7 @@ from agr_lightning.messages import UserError
 # How many single files or groups the terminal shows; the JSON has them all.
 _SHOWN = 5
 
-_UNKNOWN = "unknown"
+_UNKNOWN = "unknown"  # race
 
 
 def audit(root: str, output: str | None = None, cache_dir: str | None = None) -> str:
@@ -54,14 +54,12 @@ def duplicate_groups(samples: pd.DataFrame) -> list[pd.DataFrame]:
 
 def _as_text(index: Index, labels: pd.DataFrame, groups: list[pd.DataFrame], output: str | None) -> str:
     disagreeing = [group for group in groups if _disagreement(group)]
-    lines = [
-        *(index.summary(), "", *_table(labels), "", f"rejected files           {len(index.rejects):6,}"),
-        *(f"{count:8,}  {reason}" for reason, count in Counter(index.rejects.values()).most_common()),
-        *(f"          {file}: {reason}" for file, reason in list(index.rejects.items())[:_SHOWN]),
-        f"photos there repeatedly  {len(groups):6,}  ({sum(map(len, groups)):,} files)",
-        f"  whose labels disagree  {len(disagreeing):6,}",
-        *(f"          {' and '.join(_disagreement(g))}: {', '.join(g['name'])}" for g in disagreeing[:_SHOWN]),
-    ]
+    lines = [index.summary(), "", *_table(labels), "", f"rejected files           {len(index.rejects):6,}"]
+    lines += [f"{count:8,}  {reason}" for reason, count in Counter(index.rejects.values()).most_common()]
+    lines += [f"          {file}: {reason}" for file, reason in list(index.rejects.items())[:_SHOWN]]
+    lines += [f"photos there repeatedly  {len(groups):6,}  ({sum(map(len, groups)):,} files)"]
+    lines += [f"  whose labels disagree  {len(disagreeing):6,}"]
+    lines += [f"          {' and '.join(_disagreement(g))}: {', '.join(g['name'])}" for g in disagreeing[:_SHOWN]]
     if output is not None:
         lines += ["", f"All of it: {output}"]
     elif index.rejects or groups:

@@ -1,8 +1,6 @@
 """Decoded images in one memory-mapped array, made once for a folder and an image size."""
 
-import errno
 import hashlib
-import math
 import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +37,7 @@ def cached_images(index: Index, size: int, cache_dir: str | None = None) -> NDAr
         uint8 ``(samples, size, size, 3)``, RGB, read-only.
 
     Raises:
-        UserError: when the disk is too full, or an image has become unreadable meanwhile.
+        UserError: when an image has become unreadable meanwhile.
     """
     key = hashlib.sha256(f"{_CACHE_VERSION} {size}".encode())
     for file, *stamp in index.samples[["file", "size", "mtime_ns"]].itertuples(index=False):
@@ -64,23 +62,14 @@ def read_rows(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.
 
 def _build(index: Index, size: int, path: Path) -> None:
     files = [f"{index.folder}/{file}" for file in index.samples["file"]]
-    shape = (len(files), size, size, 3)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), size, size, 3)}
     bar = tqdm(desc="Decoding images", total=len(files), unit="image", delay=2, leave=False, disable=None)
-    try:
-        with atomic_write(path) as output, ThreadPoolExecutor(os.cpu_count()) as pool, bar:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(output, header)
-            for start in range(0, len(files), _PORTION):
-                for image in pool.map(lambda file: _load(file, size), files[start : start + _PORTION]):
-                    output.write(image.tobytes())
-                    bar.update()
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise UserError(
-            f"{path.parent} has no room for {math.prod(shape) / 1e6:,.0f} MB of decoded images: "
-            "free some space, or choose another folder with --data.cache_dir."
-        ) from None
+    with atomic_write(path) as output, ThreadPoolExecutor(os.cpu_count()) as pool, bar:
+        np.lib.format.write_array_header_1_0(output, header)
+        for start in range(0, len(files), _PORTION):
+            for image in pool.map(lambda file: _load(file, size), files[start : start + _PORTION]):
+                output.write(image.tobytes())
+                bar.update()
 
 
 def _load(file: str, size: int) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ for the race code. A network that learns the cards has a working pipeline behind
 """
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from agr_lightning.files import atomic_folder, cache_folder
 from agr_lightning.labels import AGE_MAX, GENDERS, RACES
 from agr_lightning.messages import UserError
+
+Floats = NDArray[np.floating[Any]]
 
 CARD_SIZE = 128
 
@@ -84,18 +87,15 @@ def draw_card(age: int, gender: int, race: int, random: np.random.Generator) -> 
     return image.clip(0, 255).astype(np.uint8)
 
 
-def _shaded(colour: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.float32]:
+def _shaded(colour: Floats, random: np.random.Generator) -> Floats:
     """A background that brightens slowly in a random direction."""
     x, y = np.meshgrid(np.linspace(-1, 1, CARD_SIZE), np.linspace(-1, 1, CARD_SIZE))
     angle, depth = random.uniform(0, 2 * np.pi), random.uniform(5, 25)
     slope = depth * (x * np.cos(angle) + y * np.sin(angle))
-    shaded: NDArray[np.float32] = (colour + slope[:, :, None]).astype(np.float32)
-    return shaded
+    return np.asarray(colour + slope[:, :, None], np.float32)
 
 
-def _arc(
-    image: NDArray[np.float32], centre: NDArray[np.float64], radius: float, degrees: float, colour: NDArray[np.float64]
-) -> None:
+def _arc(image: Floats, centre: Floats, radius: float, degrees: float, colour: Floats) -> None:
     """An open ring from the top, clockwise; drawn as a line of many points."""
     angles = np.radians(np.linspace(-90, -90 + degrees, max(2, int(degrees) // 2)))
     points = centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -103,34 +103,24 @@ def _arc(
     cv2.polylines(image, [line], False, colour.tolist(), 9, cv2.LINE_AA, _SHIFT)
 
 
-def _plate(gender: int, centre: NDArray[np.float64], half: float, tilt: float) -> NDArray[np.float32]:
+def _plate(gender: int, centre: Floats, half: float, tilt: float) -> Floats:
     """How much of the disc, or of the square around it, covers each pixel, 0 to 1."""
-    shape: NDArray[np.float32] = np.zeros((CARD_SIZE, CARD_SIZE), np.float32)
+    shape: Floats = np.zeros((CARD_SIZE, CARD_SIZE), np.float32)
     if gender == 0:
-        cv2.circle(shape, _fixed(centre), int(half * 2**_SHIFT), 1.0, -1, cv2.LINE_AA, _SHIFT)
+        point = (centre * 2**_SHIFT).astype(int).tolist()
+        cv2.circle(shape, point, int(half * 2**_SHIFT), 1.0, -1, cv2.LINE_AA, _SHIFT)
     else:
         corners = cv2.boxPoints((centre.tolist(), (2.1 * half, 2.1 * half), tilt))
         cv2.fillConvexPoly(shape, (corners * 2**_SHIFT).astype(np.int32), 1.0, cv2.LINE_AA, _SHIFT)
     return shape
 
 
-def _pattern(race: int, centre: NDArray[np.float64], tilt: float) -> NDArray[np.float32]:
+def _pattern(race: int, centre: Floats, tilt: float) -> Floats:
     """How much of the pattern covers each pixel, 0 to 1: plain, bars across, bars upright, dots, rings."""
     x, y = np.meshgrid(np.arange(CARD_SIZE) - centre[0], np.arange(CARD_SIZE) - centre[1])
     turn = np.radians(tilt)
     u, v = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
     wave = 2 * np.pi / 14
-    height = [
-        np.full_like(u, -1),
-        np.cos(wave * v),
-        np.cos(wave * u),
-        np.cos(wave * u) + np.cos(wave * v) - 0.6,
-        np.cos(wave * np.hypot(u, v)),
-    ][race]
-    cover: NDArray[np.float32] = (2.5 * height + 0.5).clip(0, 1).astype(np.float32)
-    return cover
-
-
-def _fixed(point: NDArray[np.float64]) -> tuple[int, int]:
-    x, y = (point * 2**_SHIFT).astype(int)
-    return int(x), int(y)
+    across, upright, rings = np.cos(wave * v), np.cos(wave * u), np.cos(wave * np.hypot(u, v))
+    height = [np.full_like(u, -1), across, upright, upright + across - 0.6, rings][race]
+    return np.asarray((2.5 * height + 0.5).clip(0, 1), np.float32)

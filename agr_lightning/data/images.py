@@ -111,6 +111,8 @@ def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
     with _reasons():
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
+        if image.width * image.height <= _STRIP:
+            return _to_rgb(image)
         pixels = np.empty((image.height, image.width, 3), np.uint8)
         rows = max(1, _STRIP // image.width)
         for top in range(0, image.height, rows):
@@ -142,7 +144,7 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         layer = image.convert("RGBA")
         image = Image.new("RGB", layer.size, "white")
         image.paste(layer, mask=layer)
-    return np.asarray(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 @contextlib.contextmanager

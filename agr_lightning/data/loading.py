@@ -35,13 +35,7 @@ class Batch(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """One draw of a sample.
-
-    Attributes:
-        epoch: counted from 0.
-        position: in the epoch's order over all ranks; with seed and epoch it fixes the augmentation.
-        index: of the sample in its dataset.
-    """
+    """The sample of an index in its dataset, drawn at a position of an epoch's order; these fix its augmentation."""
 
     epoch: int
     position: int
@@ -90,13 +84,7 @@ class TrainSampler(DistributedSampler[Draw]):
 
 
 class EvalSampler(DistributedSampler[Draw]):
-    """Every sample once, over all ranks together: no padding, so that figures are exact.
-
-    Args:
-        size: samples in the dataset.
-        rank: this process among ``ranks``.
-        ranks: number of processes.
-    """
+    """Each of ``size`` samples once, over all ranks together: no padding, so that figures are exact."""
 
     def __init__(self, size: int, rank: int = 0, ranks: int = 1) -> None:
         super().__init__(range(size), ranks, rank, shuffle=False)  # type: ignore[arg-type]
@@ -160,9 +148,6 @@ class FaceDataset(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self._rows)
-
-    def __getitem__(self, draw: Draw) -> Batch:
-        return self.__getitems__([draw])
 
     def __getitems__(self, draws: Sequence[Draw | int]) -> Batch:
         """The batch of these draws; what a DataLoader without collation asks for.

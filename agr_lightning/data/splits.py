@@ -169,10 +169,8 @@ def _limit(split: Split, options: SplitOptions) -> Split:
     if options.max_samples is not None:
         kept = kept[_evenly(np.arange(len(kept)), len(kept), options.max_samples)]
     kept = kept.sort_index()
-    return {
-        name: kept[kept["split"] == number].drop(columns="split").reset_index(drop=True)
-        for number, name in enumerate(SPLITS)
-    }
+    parts = (kept[kept["split"] == number].drop(columns="split") for number in range(len(SPLITS)))
+    return {name: part.reset_index(drop=True) for name, part in zip(SPLITS, parts, strict=True)}
 
 
 def _shuffled_strata(samples: pd.DataFrame, seed: int, *first: Iterable[int]) -> NDArray[np.int64]:
