@@ -1,26 +1,84 @@
-"""The web page, in a real browser."""
+"""The web page: what is on it, and how it behaves in a real browser where there is one."""
 
 import csv
+import io
 import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+import tomllib
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from streamlit.testing.v1 import AppTest
 
+import agr_lightning.app
+from agr_lightning.app import app
+from agr_lightning.messages import UserError
 from tests.drawn_face import draw_photo
-
-Run = Callable[..., tuple[int, str, str]]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 SECONDS = 120
+
+
+# A name that shows an image from elsewhere where it is taken for Markdown.
+HOSTILE = "![x](https://example.org/x.jpg) `:red[b]`.jpg"
+
+
+def _png(*faces: tuple[int, int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(draw_photo(*faces)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> AppTest:
+    """The page without a browser."""
+    monkeypatch.setattr(sys, "argv", ["page.py"])
+    file = Path(agr_lightning.app.__file__).with_name("page.py")
+    page = AppTest.from_file(str(file), default_timeout=SECONDS).run()
+    assert not page.exception and [caption.value for caption in page.caption] == ["Network: `agr`"]
+    return page
+
+
+def test_what_is_on_the_page(opened: AppTest) -> None:
+    files = [
+        ("two.png", _png((40, 100, 220), (330, 40, 380)), ""),
+        ("none.png", _png(), ""),
+        ("broken.jpg", b"text", ""),
+    ]
+    page = opened.file_uploader[0].set_value(files).run()
+    assert not page.exception
+    assert [header.value for header in page.subheader] == ["`two.png`", "`none.png`", "`broken.jpg`"]
+    assert page.caption[0].value.startswith("Found 2 faces, the largest first")
+    assert [warning.value[:13] for warning in page.warning] == ["No face was f"]
+    assert [error.value for error in page.error] == ["This file cannot be used: `not an image`."]
+    table = page.table[0].value
+    assert list(table) == ["Face", "Age", "Gender", "Race"] and list(table["Face"]) == ["#0", "#1"]
+    page.sidebar.toggle[0].set_value(False).run()
+    assert list(page.table[0].value) == ["Face", "Age", "Gender"]
+
+
+def test_names_are_no_markdown(opened: AppTest) -> None:
+    page = opened.file_uploader[0].set_value([(HOSTILE, _png(), ""), ("a\n\n# b.jpg", b"text", "")]).run()
+    assert not page.exception
+    assert [header.value for header in page.subheader] == [
+        "`![x](https://example.org/x.jpg) ':red[b]'.jpg`",
+        "`a # b.jpg`",
+    ]
+
+
+def test_settings_lie_where_streamlit_finds_them() -> None:
+    """Beside the page: without them it would report its use, and watch files."""
+    settings = Path(agr_lightning.app.__file__).parent / ".streamlit" / "config.toml"
+    assert tomllib.loads(settings.read_text())["browser"] == {"gatherUsageStats": False}
 
 
 def _free_port() -> int:
@@ -31,9 +89,9 @@ def _free_port() -> int:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where the page is served, with the network that comes along."""
+    """Where the page is served, with the shipped network."""
     port = _free_port()
-    command = [sys.executable, "-m", "agr_lightning", "app", "--port", str(port), "--no_browser"]
+    command = [sys.executable, "-c", f"from agr_lightning.app import app; app(port={port}, no_browser=True)"]
     with (tmp_path_factory.mktemp("app") / "log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
     try:
@@ -100,7 +158,8 @@ def test_a_photo_with_two_faces(page: Any, tmp_path: Path) -> None:
     table.locator("th", has_text="Race").wait_for(state="detached")
     assert "years" in table.inner_text()
     page.screenshot(path=tmp_path / "page.png")
-    assert len(set(Image.open(tmp_path / "page.png").convert("RGB").resize((100, 180)).getdata())) > 200
+    shot = Image.open(tmp_path / "page.png").convert("RGB").resize((100, 180))
+    assert len(shot.getcolors(100 * 180)) > 200
 
 
 def test_photos_without_a_face_and_broken_files(page: Any, tmp_path: Path) -> None:
@@ -114,19 +173,30 @@ def test_photos_without_a_face_and_broken_files(page: Any, tmp_path: Path) -> No
     assert page.get_by_text("What this is for, and what not").count() == 1
 
 
-def test_mistakes_end_in_a_line(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_show_nothing_from_elsewhere(page: Any) -> None:
+    file = {"name": HOSTILE.replace("/", ":"), "mimeType": "image/png", "buffer": _png()}
+    page.locator("input[type=file]").set_input_files([file])
+    page.get_by_text("No face was found in this photo.").wait_for()
+    assert page.locator("h3 code", has_text="![x](https").count() == 1 and page.locator("h3 img").count() == 0
+
+
+def test_the_page_is_served(address: str) -> None:
+    with urllib.request.urlopen(address) as answer:
+        assert answer.status == 200 and b"<title>Streamlit</title>" in answer.read()
+
+
+def test_mistakes_are_said_before_the_page_is_served(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("localhost", 0)) as taken:
         port = taken.getsockname()[1]
-        code, _, err = run("app", "--port", str(port))
-        assert code == 1 and f"--port {port} cannot be listened on (Address already in use)" in err
-    free = str(_free_port())
+        with pytest.raises(UserError, match=rf"--port {port} cannot be listened on \(.*Address already in use"):
+            app(port=port)
     for options, message in (
-        (("--port", "70000"), "--port 70000 must be 1 to 65535."),
-        (("--port", free, "--ckpt_path", "gone.onnx"), "--ckpt_path gone.onnx does not exist."),
-        (("--port", free, "--ckpt_path", "best"), "no run under lightning_logs has a best.ckpt"),
+        ({"port": 70000}, r"--port 70000 cannot be listened on \(.*must be 0-65535"),
+        ({"ckpt_path": "gone.onnx"}, r"--ckpt_path gone\.onnx does not exist\."),
+        ({"ckpt_path": "best"}, r"no run under lightning_logs has a best\.ckpt"),
     ):
-        code, _, err = run("app", *options)
-        assert code == 1 and message in err and err.count("\n") == 1
+        with pytest.raises(UserError, match=message):
+            app(**({"port": _free_port()} | options))  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "streamlit.web", None)
-    code, _, err = run("app", "--port", free)
-    assert code == 1 and "app needs streamlit: uv sync --all-extras" in err
+    with pytest.raises(UserError, match="app needs streamlit: uv sync --all-extras"):
+        app(port=_free_port())

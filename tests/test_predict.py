@@ -346,13 +346,9 @@ def test_however_much_there_is_little_is_held(here: Path) -> None:
     video.release()
     Image.new("RGB", (40, 40)).save("photo.png")
     inputs = [(7, Path("photo.png")), (9, Path("clip.mp4")), (11, Path("nowhere.jpg"))]
-    done: list[None] = []
-    batches = list(
-        photo_batches(inputs, PhotoReader(PhotoOptions("none", every=0.1), 32), 16, lambda: done.append(None))
-    )
+    batches = list(photo_batches(inputs, PhotoReader(PhotoOptions("none", every=0.1), 32), 16))
     assert [len(batch) for batch in batches] == [16, 16, 16, 4]
     assert [photo.index for batch in batches for photo in batch] == [7, *[9] * 50, 11]
-    assert len(done) == 3
 
 
 def test_large_photos_are_read_one_at_a_time(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

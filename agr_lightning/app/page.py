@@ -9,10 +9,10 @@ import streamlit as st
 from agr_lightning.data.images import EXTENSIONS
 from agr_lightning.inference.annotate import draw
 from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader
-from agr_lightning.inference.predict import Row, as_csv, rows_of
+from agr_lightning.inference.predict import as_csv, rows_of
 from agr_lightning.inference.predictor import Answer, Predictor
 
-_PURPOSE = """
+PURPOSE = """
 It says what a network has learnt from how people judged some 19,000 photos: **apparent** age, one of two genders,
 and one of five coarse race labels, of which the last is everyone else. It does not know who somebody is.
 
@@ -24,44 +24,22 @@ and one of five coarse race labels, of which the last is everyone else. It does 
 
 
 @st.cache_resource(show_spinner="Loading the network …")
-def _tools(ckpt_path: str | None) -> tuple[Predictor, PhotoReader]:
+def load(ckpt_path: str | None) -> tuple[Predictor, PhotoReader]:
+    """The network, and what reads photos for it."""
     predictor = Predictor.load(ckpt_path)
     return predictor, PhotoReader(PhotoOptions(), predictor.image_size, True, predictor.of_cards)
 
 
-def main() -> None:
-    """Draws the page."""
-    # Without an icon: Streamlit's are fetched from elsewhere.
-    st.set_page_config("Age, gender and race")
-    st.title("Age, gender and race")
-    predictor, reader = _tools(sys.argv[1] if len(sys.argv) > 1 else None)
-    with st.sidebar:
-        race = st.toggle("Show race", value=True)
-        camera = st.toggle("Use the camera", value=False)
-        st.caption(f"Network: {_verbatim(predictor.source)}")
-    kinds = sorted(extension.lstrip(".") for extension in EXTENSIONS)
-    uploads = list(st.file_uploader("Photos", kinds, accept_multiple_files=True) or [])
-    if camera and (shot := st.camera_input("A photo from the camera")):
-        uploads.append(shot)
-    rows: list[Row] = []
-    for upload in uploads:
-        with st.spinner("Looking for faces …"):
-            (photo,) = reader.read(Path(upload.name), upload.getvalue())
-            answers = predictor(photo.crops)
-        if not race:
-            answers = [dataclasses.replace(answer, races=None) for answer in answers]
-        st.subheader(_verbatim(upload.name))
-        _show(photo, answers)
-        rows += rows_of(photo, answers)
-    if rows:
-        st.download_button("Download the table", as_csv(rows), "predictions.csv", "text/csv")
-    with st.expander("What this is for, and what not", expanded=not rows):
-        st.markdown(_PURPOSE)
+def verbatim(text: str) -> str:
+    """Markdown that shows a text as it is: links and images in the name of a file are not followed."""
+    return f"`{' '.join(text.split()).replace('`', chr(39))}`"
 
 
-def _show(photo: Photo, answers: list[Answer]) -> None:
+def show(name: str, photo: Photo, answers: list[Answer]) -> None:
+    """Shows a photo with boxes, and a table of its faces."""
+    st.subheader(verbatim(name))
     if photo.problem is not None:
-        st.error(f"This file cannot be used: {_verbatim(photo.problem)}.")
+        st.error(f"This file cannot be used: {verbatim(photo.problem)}.")
         return
     if not answers:
         st.warning("No face was found in this photo. A larger or more frontal face may help.")
@@ -69,24 +47,44 @@ def _show(photo: Photo, answers: list[Answer]) -> None:
     if answers:
         faces = "one face" if len(answers) == 1 else f"{len(answers)} faces, the largest first"
         st.caption(f"Found {faces}; the age with the interval that holds 80 % of labels.")
-        st.table([_cells(face, answer) for face, answer in enumerate(answers)])
+        st.table([cells(face, answer) for face, answer in enumerate(answers)])
 
 
-def _cells(face: int, answer: Answer) -> dict[str, str]:
-    cells = {"Face": f"#{face}"}
+def cells(face: int, answer: Answer) -> dict[str, str]:
+    """A row of the table."""
+    row = {"Face": f"#{face}"}
     if answer.age is not None:
         interval = "" if answer.age_low is None else f" ({answer.age_low:.0f} to {answer.age_high:.0f})"
-        cells["Age"] = f"{answer.age:.0f} years{interval}"
+        row["Age"] = f"{answer.age:.0f} years{interval}"
     for title, probabilities in (("Gender", answer.genders), ("Race", answer.races)):
         if probabilities is not None:
             ranked = sorted(probabilities.items(), key=lambda item: -item[1])
-            cells[title] = ", ".join(f"{name} {value:.0%}" for name, value in ranked if value >= 0.05)
-    return cells
+            row[title] = ", ".join(f"{name} {value:.0%}" for name, value in ranked if value >= 0.05)
+    return row
 
 
-def _verbatim(text: str) -> str:
-    """Markdown that shows a text as it is: links and images in names of files are not followed."""
-    return f"`{' '.join(text.split()).replace('`', chr(39))}`"
-
-
-main()
+# Without an icon: Streamlit's are fetched from elsewhere.
+st.set_page_config("Age, gender and race")
+st.title("Age, gender and race")
+predictor, reader = load(sys.argv[1] if len(sys.argv) > 1 else None)
+with st.sidebar:
+    with_race = st.toggle("Show race", value=True)
+    with_camera = st.toggle("Use the camera", value=False)
+    st.caption(f"Network: {verbatim(predictor.source)}")
+kinds = sorted(extension.lstrip(".") for extension in EXTENSIONS)
+uploads = list(st.file_uploader("Photos", kinds, accept_multiple_files=True) or [])
+if with_camera and (shot := st.camera_input("A photo from the camera")):
+    uploads.append(shot)
+rows = []
+for upload in uploads:
+    with st.spinner("Looking for faces …"):
+        (photo,) = reader.read(Path(upload.name), upload.getvalue())
+        answers = predictor(photo.crops)
+    if not with_race:
+        answers = [dataclasses.replace(answer, races=None) for answer in answers]
+    show(upload.name, photo, answers)
+    rows += rows_of(photo, answers)
+if rows:
+    st.download_button("Download the table", as_csv(rows), "predictions.csv", "text/csv")
+with st.expander("What this is for, and what not", expanded=not rows):
+    st.markdown(PURPOSE)

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -219,10 +219,9 @@ class PhotoReader:
 
     def _frames(self, path: Path) -> Iterator[Photo]:
         open_file(path).close()
-        try:
-            name = str(path.absolute()).encode().decode()
-        except UnicodeEncodeError:
-            raise ImageError("a video's name must be UTF-8") from None  # OpenCV crashes
+        name = str(path.absolute())
+        if name.encode(errors="ignore").decode() != name:
+            raise ImageError("a video's name must be UTF-8")  # OpenCV crashes
         video = cv2.VideoCapture(name)
         wanted = 0.0
         try:
@@ -245,12 +244,7 @@ class PhotoReader:
             raise ImageError("no frame of it can be decoded")
 
 
-def photo_batches(
-    inputs: Sequence[tuple[int, Path]],
-    reader: PhotoReader,
-    batch_size: int,
-    done: Callable[[], object] = lambda: None,
-) -> Iterator[list[Photo]]:
+def photo_batches(inputs: Sequence[tuple[int, Path]], reader: PhotoReader, batch_size: int) -> Iterator[list[Photo]]:
     """What is in files, in their order; no more than some batches are in memory, however many files there are.
 
     Args:
@@ -258,23 +252,21 @@ def photo_batches(
         reader: reads them.
         batch_size: faces in a batch; there are more where the last photo of it has them, and fewer at the end, or
             where many photos have none.
-        done: called after each input.
     """
+    most = _PICTURES if reader.keep_picture else 2 * batch_size
     waiting: list[Photo] = []
     faces = 0
-    for photo in _read_ahead(inputs, reader, _PICTURES if reader.keep_picture else batch_size, done):
+    for photo in _read_ahead(inputs, reader, min(most, batch_size)):
         waiting.append(photo)
         faces += len(photo.crops)
-        if faces >= batch_size or len(waiting) >= (_PICTURES if reader.keep_picture else 2 * batch_size):
+        if faces >= batch_size or len(waiting) >= most:
             yield waiting
             waiting, faces = [], 0
     if waiting:
         yield waiting
 
 
-def _read_ahead(
-    inputs: Sequence[tuple[int, Path]], reader: PhotoReader, ahead: int, done: Callable[[], object]
-) -> Iterator[Photo]:
+def _read_ahead(inputs: Sequence[tuple[int, Path]], reader: PhotoReader, ahead: int) -> Iterator[Photo]:
     """Reads photos in threads, some ahead of what is asked for; videos, which are long, when they are asked for."""
 
     def read(one: tuple[int, Path]) -> Iterable[Photo]:
@@ -288,7 +280,6 @@ def _read_ahead(
                 following = pool.map(read, inputs[start : start + ahead])
                 for photos in current:
                     yield from photos
-                    done()
                 current = following
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -92,13 +92,14 @@ def predict(
         TableWriter(file, output.format) as table,
         tqdm(total=len(paths), desc="Predicting", unit="photo", disable=not progress) as bar,
     ):
-        for batch in photo_batches(list(enumerate(paths)), reader, batch_size, bar.update):
+        for batch in photo_batches(list(enumerate(paths)), reader, batch_size):
             found = iter(predictor(np.concatenate([photo.crops for photo in batch]), batch_size))
             for photo in batch:
                 answers = [next(found) for _ in photo.boxes]
                 table.write(rows_of(photo, answers))
                 if annotator is not None:
                     annotator(photo, answers)
+            bar.update(batch[-1].index + 1 - bar.n)
     say_result(len(paths), table.counts, file)
 
 

@@ -28,7 +28,7 @@ OUTPUTS = ("age", "age_low", "age_high", "gender", "race")
 # The input of an ONNX file; where it says what it is, and the number of that layout.
 ONNX_INPUT, ONNX_KEY, ONNX_FORMAT = "images", "agr_lightning", 2
 
-# What computes ONNX files, the best first. Others want more set up than they say when they are asked for.
+# What computes ONNX files, the best first.
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
 Arrays = Mapping[str, NDArray[np.float32]]
@@ -170,15 +170,15 @@ def load_onnx(path: Path, option: str = "--ckpt_path") -> tuple[Engine, NetworkC
         raise UserError(f"{option} {path} {needs('onnxruntime', 'onnx')}.") from None
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4  # what goes wrong is raised
-    available = onnxruntime.get_available_providers()
 
     def engine(images: NDArray[np.uint8]) -> Arrays:
         found = session.run(names, {ONNX_INPUT: np.ascontiguousarray(images.transpose(0, 3, 1, 2))})
         return dict(zip(names, found, strict=True))
 
     try:
-        providers = [name for name in _PROVIDERS if name in available]
-        session = onnxruntime.InferenceSession(path, settings, providers=providers)
+        # Others want more set up than they say when they are asked for.
+        best = [name for name in _PROVIDERS if name in onnxruntime.get_available_providers()]
+        session = onnxruntime.InferenceSession(path, settings, providers=best)
         facts = json.loads(session.get_modelmeta().custom_metadata_map.get(ONNX_KEY, "{}"))
         if facts.get("format") != ONNX_FORMAT:
             raise UserError(
@@ -191,7 +191,7 @@ def load_onnx(path: Path, option: str = "--ckpt_path") -> tuple[Engine, NetworkC
             raise UserError("its labels are not those of this project")
         answers(engine(np.zeros((2, config.image_size, config.image_size, 3), np.uint8)))
     except Exception as error:  # of onnxruntime, of no common kind
-        raise UserError(f"{option} {path} cannot be used: {str(error).splitlines()[0][:200]}.") from None
+        raise UserError(f"{option} {path} cannot be used: {str(error).partition(chr(10))[0][:200]}.") from None
     return engine, config
 
 
