@@ -6,11 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
-from agr_lightning.evaluation.bootstrap import RESAMPLES, Column, percentiles, resample, wilson
+from agr_lightning.evaluation.bootstrap import RESAMPLES, Block, percentiles, resample, wilson
 
 
 def _interval(values: np.ndarray, clusters: ArrayLike) -> tuple[float, float]:
-    bounds = percentiles(resample({"x": Column.known(values)}, clusters).means("x"))
+    sums, counts = resample({"x": Block(np.arange(len(values)), values[:, None])}, clusters)["x"]
+    assert (sums[0, 0], counts[0, 0]) == (pytest.approx(values.sum()), len(values))
+    bounds = percentiles(sums[0, 1:] / counts[0, 1:])
     assert bounds is not None
     return bounds
 
@@ -27,26 +29,27 @@ def test_copies_of_a_photo_count_as_one_observation() -> None:
     assert (together[1] - together[0]) == pytest.approx(2 * (apart[1] - apart[0]), rel=0.15)
 
 
-def test_all_columns_see_the_same_resamples_and_their_own_rows() -> None:
-    values = np.random.default_rng(0).normal(0, 1, 50)
-    half = np.arange(50) % 2 == 0
-    columns = {
-        "all": Column.known(values),
-        "half": Column.known(values, half),
-        "none": Column.known(values, half & ~half),
-    }
+def test_all_blocks_see_the_same_resamples_and_their_own_rows() -> None:
+    values = np.random.default_rng(0).normal(0, 1, (50, 1))
+    even, odd = np.arange(0, 50, 2), np.arange(1, 50, 2)
     pairs = np.arange(50) // 2  # clusters of two, one in each half
-    found, other = resample(columns, pairs), resample({"rest": Column.known(values, ~half)}, pairs)
-    assert np.allclose(found.sums["all"], found.sums["half"] + other.sums["rest"])
-    assert (found.counts["all"] == 50).all() and (found.counts["half"] == 25).all()
-    assert np.isnan(found.means("none")).all() and percentiles(found.means("none")) is None
-    assert len(found.sums["all"]) == RESAMPLES
+    blocks = {
+        "all": Block(np.arange(50), values),
+        "even": Block(even, values[even]),
+        "none": Block(even[:0], values[:0]),
+    }
+    found, other = resample(blocks, pairs), resample({"odd": Block(odd, values[odd])}, pairs)
+    assert np.allclose(found["all"].sums, found["even"].sums + other["odd"].sums)
+    assert (found["all"].counts == 50).all() and (found["even"].counts == 25).all()
+    assert (found["none"].counts == 0).all() and found["all"].sums.shape == (1, 1 + RESAMPLES)
 
 
 def test_unknown_values_are_left_out() -> None:
-    column = Column.known(np.array([1.0, np.nan, 3.0]))
-    assert column.rows.tolist() == [0, 2] and column.mean == 2.0
-    assert Column.known(np.array([np.nan])).mean is None
+    block = Block(np.arange(3), np.array([[1.0, np.nan], [np.nan, np.nan], [3.0, 4.0]]))
+    sums, counts = resample({"x": block}, range(3))["x"]
+    assert sums[:, 0].tolist() == [4.0, 4.0] and counts[:, 0].tolist() == [2.0, 1.0]
+    assert percentiles(np.full(5, np.nan)) is None
+    assert percentiles(np.array([np.nan, 2.0, 2.0])) == (2.0, 2.0)
 
 
 @settings(max_examples=200, deadline=None)

@@ -3,18 +3,15 @@
 import io
 import json
 import math
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
+from pandas import DataFrame
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchmetrics.functional.classification import (
     multiclass_calibration_error,
     multiclass_confusion_matrix,
@@ -23,46 +20,56 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
-from agr_lightning.callbacks.figures import save_figures
-from agr_lightning.data.samples import Sample, Samples
-from agr_lightning.evaluation.face_grids import draw_faces, sample_rows, worst_rows
-from agr_lightning.evaluation.figures import draw_figures, render
-from agr_lightning.evaluation.results import RunFacts, make_results
-from agr_lightning.evaluation.table import Table
+from agr_lightning.evaluation.bootstrap import wilson
+from agr_lightning.evaluation.figures import ACCENT, FACE_FIGURES, draw_figures, sample_rows, worst_rows
+from agr_lightning.evaluation.metric_table import (
+    BY_GROUP,
+    METRICS,
+    PROBABILITIES,
+    RANKED,
+    TABLE_COLUMNS,
+    Metric,
+    hits,
+    prediction_table,
+)
+from agr_lightning.evaluation.results import make_results, summary
 from agr_lightning.labels import MISSING, Task
 from agr_lightning.metrics import MaskedAccuracy, PredictionTable, StageMetrics
 from agr_lightning.models.losses import FixedWeights, LossWeights
 from agr_lightning.models.network import Predictions
-from tests.conftest import columns
 
-FACTS = RunFacts("best.ckpt", 3, {"backbone": "agr_cnn"}, 1000, {"gender": 1.2, "race": 0.9}, 20.0)
+FACTS = {
+    "checkpoint": "checkpoints/best.ckpt",
+    "epoch": 3,
+    "network": {"backbone": "agr_cnn", "tasks": ["age", "gender", "race"]},
+    "parameters": 1000,
+    "training_seconds": None,
+    "temperatures": {"gender": 1.2, "race": 0.9},
+    "adult_threshold": 20.0,
+}
 
 
-def _samples(n: int, seed: int = 0) -> Samples:
+def _samples(n: int, seed: int = 0) -> DataFrame:
     rng = np.random.default_rng(seed)
-    return columns(
-        [
-            Sample(f"{i}", f"{i}", int(rng.integers(0, 117)), int(rng.integers(2)), int(rng.integers(5)), i)
-            for i in range(n)
-        ]
-    )
+    labels = [(int(rng.integers(0, 117)), int(rng.integers(2)), int(rng.integers(5))) for _ in range(n)]
+    samples = DataFrame(labels, columns=["age", "gender", "race"])
+    return samples.assign(name=samples.index.astype(str), group=samples.index)
 
 
-def _table(samples: Samples, tasks: tuple[str, ...] = ("age", "gender", "race"), seed: int = 0) -> Table:
+def _table(samples: DataFrame, tasks: tuple[str, ...] = ("age", "gender", "race"), seed: int = 0) -> DataFrame:
     rng = np.random.default_rng(seed)
     n = len(samples)
     gender, race = rng.dirichlet([1, 1], n), rng.dirichlet([1] * 5, n)
-    age = np.array([s.age for s in samples], dtype=np.float64)
-    predicted = age + rng.normal(0, 6, n) if "age" in tasks else np.full(n, np.nan)
-    return Table(
-        *(np.arange(n), age, np.array([s.gender for s in samples]), np.array([s.race for s in samples])),
-        *(predicted, predicted - 6, predicted + 6),
-        gender if "gender" in tasks else np.full((n, 2), np.nan),
-        race if "race" in tasks else np.full((n, 5), np.nan),
+    predicted = samples["age"] + rng.normal(0, 6, n) if "age" in tasks else np.full(n, np.nan)
+    gender = gender if "gender" in tasks else np.full((n, 2), np.nan)
+    race = race if "race" in tasks else np.full((n, 5), np.nan)
+    labels = samples[["age", "gender", "race"]].to_numpy()
+    return prediction_table(
+        np.column_stack([np.arange(n), labels, predicted, predicted - 6, predicted + 6, gender, race])
     )
 
 
-def _make(table: Table, samples: Samples) -> Any:
+def _make(table: DataFrame, samples: DataFrame) -> Any:
     return make_results(table, samples, FACTS)
 
 
@@ -70,14 +77,16 @@ def test_metrics_are_what_can_be_counted_by_hand() -> None:
     samples = _samples(400)
     table = _table(samples)
     results = _make(table, samples)
-    error = table.predicted_age - table.age
+    error = (table.predicted_age - table.age).to_numpy()
     metrics = results["metrics"]
     assert results["n"] == 400 and results["reasons"] == {}
     assert metrics["age_mae"] == pytest.approx(np.abs(error).mean())
     assert metrics["age_rmse"] == pytest.approx(np.sqrt((error**2).mean()))
     assert metrics["age_bias"] == pytest.approx(error.mean())
     assert metrics["age_cs5"] == pytest.approx((np.abs(error) <= 5).mean())
-    assert metrics["gender_acc"] == pytest.approx((table.gender_probabilities.argmax(1) == table.gender).mean())
+    assert metrics["gender_acc"] == pytest.approx(
+        (table[PROBABILITIES["gender"]].to_numpy().argmax(1) == table.gender).mean()
+    )
     for name in set(metrics) - {"intervals", "gender_ece", "race_ece"}:
         low, high = metrics["intervals"][name]
         assert low < metrics[name] < high, name
@@ -89,7 +98,10 @@ def test_classes_agree_with_torchmetrics() -> None:
     samples = _samples(400)
     table = _table(samples)
     results = _make(table, samples)
-    probabilities, labels = torch.from_numpy(table.race_probabilities), torch.from_numpy(table.race)
+    probabilities, labels = (
+        torch.tensor(table[PROBABILITIES["race"]].to_numpy()),
+        torch.tensor(table.race),
+    )
     assert results["classes"]["race"]["confusion"] == multiclass_confusion_matrix(probabilities, labels, 5).tolist()
     for name, function in (
         ("precision", multiclass_precision),
@@ -112,7 +124,7 @@ def test_every_group_is_counted_and_pairs_where_there_are_enough() -> None:
     samples = _samples(400)
     table = _table(samples)
     results = _make(table, samples)
-    error = table.predicted_age - table.age
+    error = (table.predicted_age - table.age).to_numpy()
     groups = {(g["attribute"], g["value"]): g for g in results["groups"]}
     for attribute in ("gender", "race", "age_band"):
         assert sum(g["n"] for (name, _), g in groups.items() if name == attribute) == 400
@@ -123,7 +135,7 @@ def test_every_group_is_counted_and_pairs_where_there_are_enough() -> None:
     assert low < black["age_mae"] < high
     both = (table.gender == 1) & (table.race == 1)
     pair = groups["gender x race", "female x black"]
-    assert pair["n"] == both.sum() and pair["race_acc"] == pytest.approx(table.hits("race")[both].mean())
+    assert pair["n"] == both.sum() and pair["race_acc"] == pytest.approx(hits(table, "race")[both].mean())
     pairs = [g["n"] for (name, _), g in groups.items() if " x " in name]
     assert pairs and min(pairs) >= results["smallest_group"] == 30
     assert len([1 for name, _ in groups if name == "race x age_band"]) < 45
@@ -133,7 +145,7 @@ def test_the_worst_group_and_the_gap_are_found() -> None:
     samples = _samples(2000)
     table = _table(samples)
     error = np.where(table.race == 3, 20.0, 1.0)
-    table = table._replace(predicted_age=table.age + error * np.where(np.arange(2000) % 2, 1, -1))
+    table = table.assign(predicted_age=table.age + error * np.where(np.arange(2000) % 2, 1, -1))
     results = _make(table, samples)
     assert results["worst_groups"]["age_mae"]["age_mae"] == pytest.approx(20)
     assert "indian" in results["worst_groups"]["age_mae"]["value"]
@@ -146,8 +158,8 @@ def test_the_worst_group_and_the_gap_are_found() -> None:
 
 def test_minors_are_told_from_adults_at_two_thresholds() -> None:
     age = np.array([10.0, 16, 17, 30, 19, 40])
-    samples = columns([Sample(str(i), str(i), int(a), 0, 0, i) for i, a in enumerate(age)])
-    table = _table(samples)._replace(predicted_age=np.array([9.0, 19, 16, 17, 20, 41]))
+    samples = _samples(6).assign(age=age)
+    table = _table(samples).assign(predicted_age=np.array([9.0, 19, 16, 17, 20, 41]))
     minors = _make(table, samples)["minors"]  # the careful threshold of these facts is 20 years
     assert (minors["minors"], minors["adults"]) == (3, 3)
     assert minors["default"]["recall"] == pytest.approx(2 / 3)
@@ -166,15 +178,15 @@ def test_what_cannot_be_computed_is_null_with_a_reason(kind: str, tasks: tuple[s
     samples = _samples(n)
     table = _table(samples, tasks)
     if kind == "no race labels":
-        table = table._replace(race=np.full(n, MISSING))
+        table = table.assign(race=MISSING)
     elif kind == "one class":
-        table = table._replace(race=np.full(n, 2), gender=np.ones(n, np.int64))
+        table = table.assign(race=2, gender=1)
     elif kind == "one age":
-        table = table._replace(age=np.full(n, 30.0))
+        table = table.assign(age=30.0)
     elif kind == "uncalibrated":
-        table = table._replace(age_low=np.full(n, np.nan), age_high=np.full(n, np.nan))
-    facts = RunFacts("", None, {"backbone": "agr_cnn"}, 1, {"gender": 1.0, "race": 1.0})
-    results: Any = make_results(table, samples, facts)
+        table = table.assign(age_low=np.nan, age_high=np.nan)
+    facts = FACTS | {"network": {"backbone": "agr_cnn", "tasks": list(tasks)}, "epoch": None, "adult_threshold": None}
+    results = make_results(table, samples, facts)
     json.dumps(results, allow_nan=False)
     metrics = results["metrics"]
     nulls = {name for name, value in metrics.items() if value is None}
@@ -194,6 +206,58 @@ def test_results_do_not_depend_on_chance_or_on_the_test_set_s_name() -> None:
     assert make_results(_table(samples), samples, FACTS) == make_results(_table(samples), samples, FACTS)
     other = make_results(_table(samples[:49]), samples[:49], FACTS)
     assert other["test_set"] != make_results(_table(samples), samples, FACTS)["test_set"]
+
+
+def test_a_group_that_is_small_is_neither_the_worst_nor_in_a_gap() -> None:
+    samples = _samples(300).assign(gender=[1] * 29 + [0] * 271)
+    table = _table(samples)
+    table["predicted_age"] = table.age + np.where(table.gender == 1, 50.0, 1.0)
+    results = _make(table, samples)
+    small = next(group for group in results["groups"] if group["value"] == "female")
+    assert small["n"] == 29 and small["age_mae"] == pytest.approx(50)
+    assert "female" not in results["worst_groups"]["age_mae"]["value"]
+    assert not any(gap["attribute"] == "gender" for gap in results["gaps"])
+
+
+def test_a_share_of_none_or_all_has_the_interval_of_its_photos() -> None:
+    samples = _samples(40)
+    samples["group"] = samples.index // 2  # copies of 20 photos
+    table = _table(samples)
+    table["predicted_age"] = table.age
+    results = _make(table, samples)
+    assert results["metrics"]["age_cs5"] == 1
+    assert results["metrics"]["intervals"]["age_cs5"] == pytest.approx(wilson(1.0, 20))
+    assert results["metrics"]["intervals"]["age_mae"] is None
+
+
+def test_a_metric_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    worst = Metric(
+        *("age_p90", "age 90th percentile", "the error that a tenth exceeds", "years", METRICS["age_rmse"].values),
+        *(METRICS["age_rmse"].formula, "highest"),
+    )
+    monkeypatch.setitem(METRICS, worst.name, worst)
+    for marked in (BY_GROUP, RANKED):
+        monkeypatch.setattr(
+            f"agr_lightning.evaluation.results.{'BY_GROUP' if marked is BY_GROUP else 'RANKED'}", [*marked, worst]
+        )
+    samples = _samples(300)
+    results = _make(_table(samples), samples)
+    metrics = results["metrics"]
+    assert metrics["age_p90"] == metrics["age_rmse"]
+    assert metrics["intervals"]["age_p90"] == metrics["intervals"]["age_rmse"]
+    low, high = results["groups"][0]["intervals"]["age_p90"]
+    assert low < results["groups"][0]["age_p90"] < high
+    assert results["worst_groups"]["age_p90"]["n"] >= 30
+    assert {gap["attribute"] for gap in results["gaps"] if gap["metric"] == "age_p90"} >= {"gender", "race"}
+
+
+def test_the_line_for_the_terminal() -> None:
+    samples = _samples(1200)
+    table = _table(samples, ("gender",)).assign(gender=0)
+    table[PROBABILITIES["gender"]] = [0.9, 0.1]
+    facts = FACTS | {"network": {"backbone": "agr_cnn", "tasks": ["gender"]}}
+    line = summary(make_results(table, samples, facts))
+    assert line == "Test on 1,200 images, 95 % intervals: gender accuracy 100.0 % (99.7 to 100.0)"
 
 
 # ---------------------------------------------------------------------- torchmetrics
@@ -236,16 +300,28 @@ def test_the_table_sorts_and_counts_each_sample_once() -> None:
             "race": torch.full((n,), MISSING),
         }
         table.update(torch.tensor(places), labels, Predictions(torch.tensor([p + 0.5 for p in places]), *[None] * 4))
-    found = Table.from_rows(table.compute().numpy())
-    assert found.place.tolist() == [0, 1, 2] and found.predicted_age.tolist() == [0.5, 1.5, 2.5]
-    assert found.race.tolist() == [MISSING] * 3 and np.isnan(found.gender_probabilities).all()
+    found = prediction_table(table.compute())
+    assert found["index"].tolist() == [0, 1, 2] and found.predicted_age.tolist() == [0.5, 1.5, 2.5]
+    assert found.race.tolist() == [MISSING] * 3 and found[PROBABILITIES["gender"]].isna().all(axis=None)
+    assert tuple(found.columns) == TABLE_COLUMNS
 
 
 # ---------------------------------------------------------------------- figures
 
 
-def _draw(table: Table, samples: Samples) -> dict[str, Figure]:
-    return draw_figures(table, _make(table, samples))
+def _shades(indices: Sequence[int]) -> np.ndarray:
+    """Images of one shade each, in the order in which they were asked for."""
+    return np.arange(len(indices), dtype=np.uint8)[:, None, None, None] * 7 + np.zeros((1, 16, 16, 3), np.uint8)
+
+
+def _draw(table: DataFrame, samples: DataFrame) -> dict[str, Figure]:
+    return draw_figures(table, _make(table, samples), _shades)
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    file = io.BytesIO()
+    figure.savefig(file)
+    return np.asarray(Image.open(file).convert("RGB"))
 
 
 @pytest.mark.parametrize("n", [1, 10, 500])
@@ -253,9 +329,9 @@ def test_every_figure_is_drawn_for_any_number_of_samples(n: int) -> None:
     samples = _samples(n)
     figures = _draw(_table(samples), samples)
     names = {"age_predicted_vs_actual", "age_error_by_age", "confusion_gender", "confusion_race"}
-    assert set(figures) == names | {"reliability", "error_by_group"}
+    assert set(figures) == names | {"reliability", "error_by_group", *FACE_FIGURES}
     for figure in figures.values():
-        assert np.asarray(render(figure)).std() > 0
+        assert _pixels(figure).std() > 0
 
 
 def test_figures_say_the_figure() -> None:
@@ -271,47 +347,44 @@ def test_figures_say_the_figure() -> None:
 
 
 def test_figures_of_absent_tasks_are_left_out() -> None:
-    samples = columns([Sample(str(i), str(i), 30, 0, MISSING, i) for i in range(5)])
-    table = _table(samples, ("gender",))._replace(race=np.full(5, MISSING))
-    assert set(_draw(table, samples)) == {"confusion_gender", "reliability", "error_by_group"}
+    samples = _samples(5).assign(age=30, gender=0, race=MISSING)
+    table = _table(samples, ("gender",))
+    figures = _draw(table, samples)
+    assert set(figures) - {"worst_mistakes"} == {"confusion_gender", "reliability", "error_by_group", "sample_faces"}
+    assert {text.get_text() for text in figures["sample_faces"].axes[0].texts[1:]} <= {"male", "female (male)"}
 
 
 @pytest.mark.parametrize("n", [1, 10, 500])
 def test_grids_hold_every_face_in_the_order_of_its_row(n: int) -> None:
-    table = _table(_samples(n))
-    faces, worst = sample_rows(table), worst_rows(table)
-    # Each face is a shade of its own.
-    shades = np.arange(32, dtype=np.uint8)[:, None, None, None] * 7 + np.zeros((1, 16, 16, 3), np.uint8)
-    grids = draw_faces(table, shades[: len(faces)], shades[: len(worst)])
-    assert set(grids) == {"sample_faces"} | ({"worst_mistakes"} if len(worst) else set())
-    for rows, name in ((faces, "sample_faces"), (worst, "worst_mistakes")):
-        if len(rows):
-            pixels = np.asarray(grids[name])[..., 0]
-            found = [pixels[:, column] for column in range(80, pixels.shape[1], 152)]
-            lines = [[shade for shade in range(0, 224, 7) if (column == shade).sum() > 100] for column in found]
-            assert lines == [[7 * place for place in range(column, len(rows), 8)] for column in range(8)]
+    samples = _samples(n)
+    table = _table(samples)
+    asked: list[list[int]] = []
+
+    def faces(indices: Sequence[int]) -> np.ndarray:
+        asked.append(list(indices))
+        return _shades(indices)
+
+    # The table's order is not that of the images.
+    table["index"] = table["index"].to_numpy()[::-1]
+    grids = draw_figures(table, _make(table, samples), faces)
+    rows = [sample_rows(table), worst_rows(table)]
+    assert asked == [table["index"].iloc[chosen].tolist() for chosen in rows]
+    for chosen, name in zip(rows, FACE_FIGURES, strict=True):
+        pixels = _pixels(grids[name])[..., 0]
+        found = [pixels[:, column] for column in range(80, pixels.shape[1], 152)]
+        lines = [[shade for shade in range(0, 224, 7) if (column == shade).sum() > 100] for column in found]
+        assert lines == [[7 * place for place in range(column, len(chosen), 8)] for column in range(8)]
 
 
-def test_pictures_are_kept_as_png_and_shown_in_tensorboard(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3), np.uint8)
-    pictures = {"small": Image.new("RGB", (50, 40), "red"), "large": Image.fromarray(noise)}
-    trainer = SimpleNamespace(loggers=[TensorBoardLogger(tmp_path)], global_step=3)
-    save_figures(cast(Trainer, trainer), tmp_path, pictures, "test")
-    trainer.loggers[0].experiment.close()
-    events = EventAccumulator(trainer.loggers[0].log_dir).Reload()
-    for name, picture in pictures.items():
-        assert np.array_equal(np.asarray(Image.open(tmp_path / "figures" / f"{name}.png")), np.asarray(picture))
-        (shown,) = events.Images(f"test/{name}")
-        assert (shown.step, shown.width, shown.height) == (3, *picture.size)
-        found = Image.open(io.BytesIO(shown.encoded_image_string))
-        assert found.size == picture.size and found.format == ("JPEG" if name == "large" else "PNG")
-
-
-def test_a_picture_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "figures" / "plot.png").mkdir(parents=True)
-    trainer = cast(Trainer, SimpleNamespace(loggers=[], global_step=0))
-    with pytest.raises(OSError, match=r"plot\.png"):
-        save_figures(trainer, tmp_path, {"plot": Image.new("RGB", (5, 5))}, "test")
+def test_captions_of_mistakes_are_red() -> None:
+    samples = _samples(8).assign(age=[30.0] * 8, gender=1, race=[2] * 7 + [MISSING])
+    table = _table(samples).assign(predicted_age=[30.0] * 6 + [41.0, 30.0])
+    table[PROBABILITIES["gender"]], table[PROBABILITIES["race"]] = np.eye(2)[1], np.eye(5)[2]
+    table.loc[1, PROBABILITIES["race"]] = np.eye(5)[0]
+    title, *captions = _draw(table, samples)["sample_faces"].axes[0].texts
+    wrong = {place: text.get_text() for place, text in enumerate(captions) if text.get_color() == ACCENT}
+    assert wrong == {1: "30 (30)\nfemale\nwhite (asian)", 6: "41 (30)\nfemale\nasian"}
+    assert captions[7].get_text().endswith("asian (?)") and "more than 10 years" in title.get_text()
 
 
 def test_a_sample_is_spread_over_the_test_set() -> None:
@@ -326,7 +399,7 @@ def test_the_worst_mistakes_come_first() -> None:
     right[7] = np.roll(right[7], 1)
     right[8] = np.where(np.eye(5)[(table.race[8] + 1) % 5] > 0, 0.6, 0.1)
     error = np.where(np.arange(60) == 5, 40.0, 0.5)
-    sure = np.eye(2)[table.gender]
-    table = table._replace(predicted_age=table.age + error, race_probabilities=right, gender_probabilities=sure)
+    table["predicted_age"] = table.age + error
+    table[PROBABILITIES["gender"]], table[PROBABILITIES["race"]] = np.eye(2)[table.gender], right
     rows = worst_rows(table).tolist()
     assert rows[:3] == [5, 7, 0] and rows.index(7) < rows.index(8) and len(rows) == len(set(rows)) == 32

@@ -1,8 +1,8 @@
-"""Intervals of figures: bootstrap over groups of samples, and Wilson's score for shares."""
+"""Intervals: bootstrap over groups of samples, and Wilson's score for proportions."""
 
 import math
-from collections.abc import Hashable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,55 +13,28 @@ RESAMPLES = 1000
 _AT_ONCE = 100
 
 Interval = tuple[float, float]
+Key = TypeVar("Key")
 
 
-class Column(NamedTuple):
-    """Values of some of the samples.
-
-    Attributes:
-        rows: which samples, int64 ``(k,)``.
-        values: float64 ``(k,)``.
-    """
+class Block(NamedTuple):
+    """Values of some samples: their rows, int64 ``(k,)``, and columns, float64 ``(k, columns)``, NaN where unknown."""
 
     rows: NDArray[np.int64]
     values: NDArray[np.float64]
 
-    @classmethod
-    def known(cls, values: NDArray[np.float64], members: NDArray[np.bool_] | None = None) -> "Column":
-        """Those of ``values``, one for each sample, that are no NaN and belong to ``members``."""
-        chosen = ~np.isnan(values)
-        rows = np.flatnonzero(chosen if members is None else chosen & members)
-        return cls(rows, values[rows])
 
-    @property
-    def mean(self) -> float | None:
-        """None without values."""
-        return float(self.values.mean()) if len(self.rows) else None
+class Sums(NamedTuple):
+    """Sums of a block's columns and counts of what was summed, each ``(columns, 1 + resamples)``; all samples first."""
+
+    sums: NDArray[np.float64]
+    counts: NDArray[np.float64]
 
 
-class Resampled(NamedTuple):
-    """Sums over resamples.
-
-    Attributes:
-        sums: of a column's values in each resample, ``(RESAMPLES,)``, by the column's key.
-        counts: how many values these are sums of, likewise.
-    """
-
-    sums: dict[Hashable, NDArray[np.float64]]
-    counts: dict[Hashable, NDArray[np.float64]]
-
-    def means(self, key: Hashable) -> NDArray[np.float64]:
-        """A column's mean in each resample, NaN in those without any of its samples."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            means: NDArray[np.float64] = self.sums[key] / self.counts[key]
-        return means
-
-
-def resample(columns: Mapping[Hashable, Column], clusters: ArrayLike) -> Resampled:
-    """Draws whole clusters with replacement, as many as there are, 1,000 times; the same draws for all columns.
+def resample(blocks: Mapping[Key, Block], clusters: ArrayLike) -> dict[Key, Sums]:
+    """Draws whole clusters with replacement, as many as there are, 1,000 times; the same draws for all blocks.
 
     Args:
-        columns: what to sum; memory grows with their values, not with columns times samples.
+        blocks: what to sum; memory grows with their values, not with columns times samples.
         clusters: for each sample the number of its cluster, ``(samples,)``: copies of a photo go together.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13.
@@ -70,27 +43,28 @@ def resample(columns: Mapping[Hashable, Column], clusters: ArrayLike) -> Resampl
 
     _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
     n = int(cluster.max()) + 1
-    keys = list(columns)
-    lengths = [len(columns[key].rows) for key in keys]
-    rows = cluster[np.concatenate([columns[key].rows for key in keys])]
-    places = np.repeat(np.arange(len(keys)), lengths)
-    values = np.concatenate([columns[key].values for key in keys])
+    ends = np.cumsum([0, *(block.values.shape[1] for block in blocks.values())])
+    entries = []
+    for block, first in zip(blocks.values(), ends, strict=False):
+        row, column = np.nonzero(~np.isnan(block.values))
+        entries.append((first + column, cluster[block.rows[row]], block.values[row, column]))
+    columns, members, values = map(np.concatenate, zip(*entries, strict=True))
     # Entries of one cluster are added up.
-    shape = (n, len(keys))
-    sums = sparse.csr_matrix((values, (rows, places)), shape).T.tocsr()
-    counts = sparse.csr_matrix((np.ones(len(rows)), (rows, places)), shape).T.tocsr()
+    sums, counts = (
+        sparse.csr_matrix((entry, (columns, members)), (ends[-1], n)) for entry in (values, np.ones(len(values)))
+    )
     random = np.random.default_rng(0)
-    found: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+    found = [(sums @ np.ones((n, 1)), counts @ np.ones((n, 1)))]
     for _ in range(RESAMPLES // _AT_ONCE):
         drawn = random.integers(0, n, (_AT_ONCE, n)) + n * np.arange(_AT_ONCE)[:, None]
         times = np.bincount(drawn.ravel(), minlength=_AT_ONCE * n).reshape(_AT_ONCE, n).T.astype(np.float64)
         found.append((sums @ times, counts @ times))
     all_sums, all_counts = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
-    return Resampled(dict(zip(keys, all_sums, strict=True)), dict(zip(keys, all_counts, strict=True)))
+    return {key: Sums(all_sums[a:b], all_counts[a:b]) for key, a, b in zip(blocks, ends, ends[1:], strict=False)}
 
 
 def percentiles(found: NDArray[np.float64]) -> Interval | None:
-    """The 95 % interval of a figure that was computed in each resample; None where it could not be."""
+    """The 95 % interval of what was computed in each resample, NaN where it could not be; None if nowhere."""
     found = found[~np.isnan(found)]
     if not len(found):
         return None

@@ -1,61 +1,33 @@
 """results.json files -> one table and one plot. Reads what tests wrote, and measures what their networks cost."""
 
-import csv
-import io
-import json
 import math
-from collections import Counter
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agr_lightning.evaluation.costs import THROUGHPUT_BATCH, Cost, measure_costs
-from agr_lightning.evaluation.groups import SMALLEST_GROUP
-from agr_lightning.evaluation.wording import bounds, written
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+from pandas import DataFrame, concat, notna
+from torch.utils.flop_counter import FlopCounterMode
+
+from agr_lightning.evaluation.figures import ACCENT, DPI, INK, QUIET, as_error, error_label
+from agr_lightning.evaluation.metric_table import RANKED, Metric
+from agr_lightning.evaluation.results import SMALLEST_GROUP
 from agr_lightning.files import atomic_text, atomic_write, user_path
-from agr_lightning.labels import TASKS, Task
+from agr_lightning.labels import TASKS
 from agr_lightning.messages import UserError
+from agr_lightning.models.config import NetworkConfig
 from agr_lightning.models.network import AGRNetwork
 from agr_lightning.runs import RESULTS_FILE, not_ours, read_results, run_name
 
-_METRICS: dict[Task, str] = {"age": "age_mae", "gender": "gender_acc", "race": "race_acc"}
+_THROUGHPUT_BATCH = 32
 
-
-@dataclass(frozen=True)
-class Row:
-    """One run.
-
-    Attributes:
-        run: its folder, as it was named.
-        name: short, and unlike those of the other runs.
-        results: the content of its results.json.
-        cost: of its network.
-    """
-
-    run: str
-    name: str
-    results: dict[str, Any]
-    cost: Cost
-
-    def value(self, task: Task) -> float | None:
-        """Years of error for age, share of right answers for the others; None for a task it does not have."""
-        found = self.results["metrics"][_METRICS[task]]
-        return None if found is None else float(found)
-
-    def interval(self, task: Task) -> tuple[float, float] | None:
-        """The 95 % interval of ``value``."""
-        bounds = self.results["metrics"]["intervals"][_METRICS[task]]
-        return None if bounds is None else (float(bounds[0]), float(bounds[1]))
-
-    def worst(self, task: Task) -> tuple[str, float] | None:
-        """The group with the largest error, among those of at least ``SMALLEST_GROUP`` samples."""
-        metric = _METRICS[task]
-        groups = [g for g in self.results["groups"] if g["n"] >= SMALLEST_GROUP and g[metric] is not None]
-        if not groups:
-            return None
-        group = (max if task == "age" else min)(groups, key=lambda group: group[metric])
-        return group["value"], float(group[metric])
+# Networks are timed in turns, so that what slows the machine down slows all of them.
+_TURNS, _SECONDS_A_TURN = 7, 0.15
 
 
 def compare(runs: Sequence[str], output: str | None = None) -> str:
@@ -66,60 +38,51 @@ def compare(runs: Sequence[str], output: str | None = None) -> str:
         output: folder for comparison.md, comparison.csv and comparison.png; None writes none.
 
     Returns:
-        A Markdown table for each test set.
+        A Markdown table for each test set, the runs with the smallest error first.
 
     Raises:
         UserError: when a run has no results that can be read.
     """
-    networks: dict[str, AGRNetwork] = {}
-    found = [_read(run, networks) for run in runs]
+    table = DataFrame([_read(run) for run in runs])
     folder = None if output is None else user_path(output)
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise UserError(f"--output {output} is a file; name a folder.")
-    names = _names(runs, found)
-    rows = [
-        Row(run, name, results, cost)
-        for run, name, results, cost in zip(runs, names, found, _costs(found, networks), strict=True)
-    ]
-    tables = _by_test_set(rows)
-    text = "\n\n".join(_markdown(members) for members in tables) + "\n"
     if folder is not None:
-        from agr_lightning.evaluation.comparison_plot import draw_comparison
-        from agr_lightning.evaluation.figures import render
-
         folder.mkdir(parents=True, exist_ok=True)
+    alike = table["name"].duplicated(keep=False)
+    table.loc[alike, "name"] += ", " + table["run"][alike].map(_run_name)
+    # Equal networks are measured once.
+    configs = list(dict.fromkeys(table["config"]))
+    costs = measure_costs([AGRNetwork(config) for config in configs]).assign(config=configs)
+    table = table.merge(costs, on="config").drop(columns="config")
+    by, ascending = [metric.name for metric in RANKED], [metric.worst == "highest" for metric in RANKED]
+    test_sets = [rows.sort_values(by, ascending=ascending) for _, rows in table.groupby("test_set", sort=False)]
+    text = "\n\n".join(map(_markdown, test_sets)) + "\n"
+    if folder is not None:
+        rows = concat(test_sets).round({"weights_mb": 3, "latency_ms": 3, "images_per_second": 1})
         atomic_text(folder / "comparison.md", text)
-        atomic_text(folder / "comparison.csv", _csv([row for members in tables for row in members]))
-        if any(row.value(task) is not None for row in rows for task in TASKS):
+        atomic_text(folder / "comparison.csv", rows.to_csv(index=False))
+        if rows[by].notna().any(axis=None):
             with atomic_write(folder / "comparison.png") as file:
-                render(draw_comparison(tables)).save(file, "PNG")
+                draw_comparison(test_sets).savefig(file)
     return text
 
 
-def _read(run: str, networks: dict[str, AGRNetwork]) -> dict[str, Any]:
-    """A run's results, whose network joins the others unless there is one like it."""
+def _read(run: str) -> dict[str, Any]:
+    """A run's row in the table, without the costs of its network."""
     folder, results = read_results(run)
     try:
-        row = Row(run, run, results, Cost(0, 0, 0.0, 0.0, 0.0))
-        for task in TASKS:
-            row.value(task), row.interval(task), row.worst(task)
-        str(results["test_set"]), int(results["n"]), int(results["model"]["image_size"])
-        if _kind(results) not in networks:
-            networks[_kind(results)] = AGRNetwork(**results["model"])
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, UserError):
+        config = NetworkConfig.from_dict(results["network"])
+        few = f" ({', '.join(config.tasks)})" if len(config.tasks) < len(TASKS) else ""
+        row = {"run": run, "name": config.backbone + few, "test_set": str(results["test_set"]), "n": int(results["n"])}
+        row |= {"backbone": config.backbone, "tasks": " ".join(config.tasks), "image_size": config.image_size}
+        for metric in RANKED:
+            name, values = metric.name, results["metrics"]
+            low, high = values["intervals"][name] or (None, None)
+            worst = results["worst_groups"][name] or {"value": None, name: None}
+            row |= {name: values[name], f"{name}_low": low, f"{name}_high": high}
+            row |= {f"{name}_worst_group": worst["value"], f"{name}_worst": worst[name]}
+    except (ValueError, KeyError, TypeError, AttributeError, UserError):
         raise not_ours(folder / RESULTS_FILE) from None
-    return results
-
-
-def _names(runs: Sequence[str], found: Sequence[dict[str, Any]]) -> list[str]:
-    """The backbones, with tasks where some are left out, and with the run where that is not enough."""
-    names = []
-    for results in found:
-        model = results["model"]
-        few = len(model["tasks"]) < len(TASKS)
-        names.append(model["backbone"] + (f" ({', '.join(model['tasks'])})" if few else ""))
-    often = Counter(names)
-    return [name if often[name] == 1 else f"{name}, {_run_name(run)}" for name, run in zip(names, runs, strict=True)]
+    return row | {"config": config}
 
 
 def _run_name(run: str) -> str:
@@ -127,84 +90,129 @@ def _run_name(run: str) -> str:
     return run_name(path.parent if path.name == RESULTS_FILE else path)
 
 
-def _kind(results: dict[str, Any]) -> str:
-    """The same for equal networks."""
-    return json.dumps(results["model"], sort_keys=True)
-
-
-def _costs(found: Sequence[dict[str, Any]], networks: dict[str, AGRNetwork]) -> list[Cost]:
-    """Of each run's network; equal ones are measured once."""
-    sizes = {_kind(results): int(results["model"]["image_size"]) for results in found}
-    costs = dict(zip(sizes, measure_costs([(networks[kind], size) for kind, size in sizes.items()]), strict=True))
-    return [costs[_kind(results)] for results in found]
-
-
-def _by_test_set(rows: Sequence[Row]) -> list[list[Row]]:
-    """The runs of each test set, the best first."""
-    sets: dict[str, list[Row]] = {}
-    for row in rows:
-        sets.setdefault(row.results["test_set"], []).append(row)
-    return [sorted(members, key=_rank) for members in sets.values()]
-
-
-def _rank(row: Row) -> tuple[float, ...]:
-    age, gender, race = (row.value(task) for task in TASKS)
-    return (math.inf if age is None else age, -(race or 0), -(gender or 0))
-
-
-def _markdown(rows: Sequence[Row]) -> str:
-    results = rows[0].results
+def _markdown(rows: DataFrame) -> str:
+    heads = [f"{metric.label}, years" if metric.unit == "years" else metric.task for metric in RANKED]
+    costs = "parameters, M | multiply-adds, M | weights, MB | ms an image | images/s"
     lines = [
-        f"Test set `{results['test_set']}`, {results['n']:,} images; 95 % intervals; worst groups of at least "
-        f"{SMALLEST_GROUP} images; time on one core, of one image and in batches of {THROUGHPUT_BATCH}.",
-        "",
-        "| run | network | px | age MAE, years | gender | race | worst groups | parameters, M | multiply-adds, M | "
-        "weights, MB | ms an image | images/s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        f"Test set `{rows['test_set'].iloc[0]}`, {rows['n'].iloc[0]:,} images; 95 % intervals; worst groups of at "
+        f"least {SMALLEST_GROUP} images; time on one core, of one image and in batches of {_THROUGHPUT_BATCH}.\n",
+        f"| run | network | px | {' | '.join(heads)} | worst groups | {costs} |",
+        "|---" * (9 + len(heads)) + "|",
     ]
-    for row in rows:
-        cost = row.cost
-        size = str(row.results["model"]["image_size"])
-        cells = [row.run, row.name, size, *(_figure(row, task) for task in TASKS), _worst(row)]
-        cells += [f"{cost.parameters / 1e6:.2f}", f"{cost.multiply_adds / 1e6:,.0f}", f"{cost.megabytes:.1f}"]
-        cells += [f"{cost.latency:.1f}", f"{cost.throughput:,.0f}"]
+    for row in rows.to_dict("records"):
+        cells, worst = [row["run"], row["name"], str(row["image_size"])], []
+        for metric in RANKED:
+            name = metric.name
+            cells.append(_text(metric, row[name], [row[f"{name}_low"], row[f"{name}_high"]]))
+            if notna(row[f"{name}_worst"]):
+                worst.append(f"{metric.task} {row[f'{name}_worst_group']}: {_text(metric, row[f'{name}_worst'])}")
+        cells += [", ".join(worst), f"{row['parameters'] / 1e6:.2f}", f"{row['multiply_adds'] / 1e6:,.0f}"]
+        cells += [f"{row['weights_mb']:.1f}", f"{row['latency_ms']:.1f}", f"{row['images_per_second']:,.0f}"]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
 
-def _figure(row: Row, task: Task) -> str:
-    interval = bounds(_METRICS[task], row.interval(task))
-    return _written(row.value(task), task) + (f" ({interval})" if interval else "")
+def _text(metric: Metric, value: float, interval: Sequence[float] = ()) -> str:
+    """Without the years, which the column's head has."""
+    text = metric.text(value if notna(value) else None, [end for end in interval if notna(end)])
+    return text.replace(" years", "")
 
 
-def _worst(row: Row) -> str:
-    worst = {task: row.worst(task) for task in TASKS}
-    return ", ".join(f"{task} {found[0]}: {_written(found[1], task)}" for task, found in worst.items() if found)
+# ---------------------------------------------------------------------- costs
 
 
-def _written(value: float | None, task: Task) -> str:
-    """Without the years, which the column's title has."""
-    return written(_METRICS[task], value).removesuffix(" years")
+def measure_costs(networks: Sequence[AGRNetwork]) -> DataFrame:
+    """What networks cost to run on one core of a CPU.
+
+    Returns:
+        A row a network: ``parameters``; ``multiply_adds`` of convolutions and matrix products, for one image;
+        ``weights_mb``, as 32-bit floats, 10^6 bytes; ``latency_ms`` of a batch of one; ``images_per_second`` in
+        batches of 32. Times are medians over turns, and in each turn of the quickest calls.
+    """
+    rows, threads = [], torch.get_num_threads()
+    seconds = np.empty((_TURNS, len(networks), 2))
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            for turn in seconds:
+                for network, times in zip(networks, turn, strict=True):
+                    times[:] = [_seconds(network.eval(), batch) for batch in (1, _THROUGHPUT_BATCH)]
+    finally:
+        torch.set_num_threads(threads)
+    for network, (single, batch) in zip(networks, np.median(seconds, 0).tolist(), strict=True):
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            network(_images(network, 1))
+        size = sum(value.numel() * value.element_size() for value in network.state_dict().values())
+        parameters = sum(value.numel() for value in network.parameters())
+        costs = (counter.get_total_flops() // 2, size / 1e6, 1000 * single, _THROUGHPUT_BATCH / batch)
+        rows.append((parameters, *costs))
+    return DataFrame(rows, columns=["parameters", "multiply_adds", "weights_mb", "latency_ms", "images_per_second"])
 
 
-def _csv(rows: Sequence[Row]) -> str:
-    text = io.StringIO()
-    records = []
-    for row in rows:
-        record: dict[str, object] = {"run": row.run, "name": row.name, "test_set": row.results["test_set"]}
-        record |= {"n": row.results["n"], "backbone": row.results["model"]["backbone"]}
-        record |= {"tasks": " ".join(row.results["model"]["tasks"]), "image_size": row.results["model"]["image_size"]}
-        for task, metric in _METRICS.items():
-            low, high = row.interval(task) or (None, None)
-            group, worst = row.worst(task) or (None, None)
-            record |= {metric: row.value(task), f"{metric}_low": low, f"{metric}_high": high}
-            record |= {f"{metric}_worst_group": group, f"{metric}_worst": worst}
-        cost = row.cost
-        record |= {"parameters": cost.parameters, "multiply_adds": cost.multiply_adds}
-        record |= {"weights_mb": round(cost.megabytes, 3), "latency_ms": round(cost.latency, 3)}
-        record |= {"images_per_second": round(cost.throughput, 1)}
-        records.append(record)
-    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
+def _seconds(network: AGRNetwork, batch: int) -> float:
+    """The quickest call of a turn."""
+    images, taken = _images(network, batch), [math.inf]
+    network.predict(images)
+    end = time.perf_counter() + _SECONDS_A_TURN
+    while len(taken) < 2 or time.perf_counter() < end:
+        start = time.perf_counter()
+        network.predict(images)
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def _images(network: AGRNetwork, batch: int) -> torch.Tensor:
+    shape = (batch, 3, network.config.image_size, network.config.image_size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+
+
+# ---------------------------------------------------------------------- plot
+
+
+def draw_comparison(test_sets: Sequence[DataFrame]) -> Figure:
+    """Error against latency: a row of panels for each test set, a panel for each task."""
+    metrics = [metric for metric in RANKED if any(rows[metric.name].notna().any() for rows in test_sets)]
+    heights = [2.6 + 0.17 * len(rows) for rows in test_sets]
+    figure = Figure(figsize=(5.6 * len(metrics), sum(heights)), dpi=DPI, layout="constrained")
+    panels = figure.subplots(len(test_sets), len(metrics), squeeze=False, height_ratios=heights)
+    for rows, line in zip(test_sets, panels, strict=True):
+        for metric, axes in zip(metrics, line, strict=True):
+            _error_against_latency(axes, rows.dropna(subset=[metric.name]), metric)
+        title = f"Test set {rows['test_set'].iloc[0]}, {rows['n'].iloc[0]:,} images"
+        line[0].set_title(title, loc="left", fontsize=10)
+    return figure
+
+
+def _error_against_latency(axes: Axes, rows: DataFrame, metric: Metric) -> None:
+    axes.set(xlabel="milliseconds an image, one core", ylabel=error_label(metric))
+    if rows.empty:
+        axes.set_axis_off()
+        return
+    ends = [f"{metric.name}{end}" for end in ("", "_low", "_high")]
+    errors = as_error(metric, rows[ends].astype(float)).join(rows[["name", "latency_ms"]]).sort_values(metric.name)
+    axes.vlines("latency_ms", ends[1], ends[2], data=errors, color=QUIET, linewidth=1.2, zorder=1)
+    axes.plot("latency_ms", metric.name, "o", data=errors, color=ACCENT, markersize=5, zorder=2)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.08, y=0.08)
+    # Names in a column on the right, in the order of the errors and far enough apart to be read.
+    low, high = axes.get_ylim()
+    wanted = (errors[metric.name] - low) / (high - low)
+    steps = min(0.9 / len(errors), 0.075) * np.arange(len(errors))
+    apart = np.maximum.accumulate(wanted - steps) + steps
+    places = np.clip(apart - (apart - wanted).mean(), steps, 1 - steps[::-1])
+    for row, place in zip(errors.to_dict("records"), places, strict=True):
+        axes.annotate(
+            row["name"],
+            xy=(row["latency_ms"], row[metric.name]),
+            xytext=(1.03, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            color=INK,
+            arrowprops={"arrowstyle": "-", "color": QUIET, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3},
+            annotation_clip=False,
+        )

@@ -1,237 +1,267 @@
-"""A table of predictions -> figures. Pure matplotlib; no model, no trainer."""
+"""Figures of a test and of a training run. Pure matplotlib; no model, no trainer."""
 
-import io
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from pandas import DataFrame, Series
 from PIL import Image
 
 from agr_lightning.evaluation.bootstrap import wilson
-from agr_lightning.evaluation.table import Table
-from agr_lightning.labels import AGE_BANDS, AGE_MAX, CLASSES, age_band
+from agr_lightning.evaluation.metric_table import RANKED, Metric, confidence, error, hits, predicted
+from agr_lightning.labels import AGE_BANDS, AGE_MAX, CLASSES, ClassTask, age_band
+
+# The figure of the training curves, and those that show photos, by name.
+CURVES_FIGURE = "training_curves"
+FACE_FIGURES = ("sample_faces", "worst_mistakes")
+
+INK, ACCENT, QUIET, GRID = "#1b2a41", "#c0503a", "#9aa5b1", "#e6e9ee"
+DPI = 130
 
 # A map that reads the same in print and to colour-blind eyes.
 _SEQUENTIAL = "cividis"
-INK, ACCENT, QUIET = "#1b2a41", "#c0503a", "#9aa5b1"
 
-# The panels of the figure by group.
-_BY_GROUP = {"age_mae": "age MAE (years)", "gender_acc": "gender errors (%)", "race_acc": "race errors (%)"}
+_STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11}
+_STYLE |= {f"boxplot.{part}props.color": INK for part in ("box", "whisker", "cap")}
+_STYLE |= {"boxplot.medianprops.color": ACCENT, "boxplot.medianprops.linewidth": 2}
 
-_DPI = 130
+# Grids of faces: lines and columns; side of a face, room above it for its caption, gap between, and title, pixels.
+_LINES, _COLUMNS = 4, 8
+_FACE, _CAPTION, _GAP, _TITLE = 136, 58, 16, 40
 
-# Bytes.
-_LARGE = 400_000
-
-# A title without a place of its own makes matplotlib measure all labels twice.
-_STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titley": 1.0}
+# Years of error from which a caption is red.
+_FAR_OFF = 10
 
 
-def draw_figures(table: Table, results: dict[str, Any]) -> dict[str, Figure]:
-    """Every plot that the table allows, by file name without its ending.
+def draw_figures(
+    table: DataFrame, results: Mapping[str, Any], faces: Callable[[Sequence[int]], NDArray[np.uint8]]
+) -> dict[str, Figure]:
+    """Every figure that the table allows, by file name without its ending.
 
     Args:
-        table: labels and predictions of a test set.
+        table: predictions; see ``metric_table.prediction_table``.
         results: what ``make_results`` made of it.
-
-    Returns:
-        Figures for the tasks that have predictions and labels.
+        faces: gives the images with these ``table["index"]``, RGB, uint8 ``(n, height, width, 3)``.
     """
+    figures = {}
     with matplotlib.rc_context(_STYLE):
-        figures = {}
-        if not np.isnan(table.predicted_age).all():
+        if not table["predicted_age"].isna().all():
             figures["age_predicted_vs_actual"] = _age_scatter(table)
             figures["age_error_by_age"] = _age_error(table)
-        classified = {task: table.classifier(task) for task in CLASSES}
-        for name, (probabilities, labels, known) in classified.items():
-            if known.any():
-                figures[f"confusion_{name}"] = _confusion(name, probabilities[known], labels[known], CLASSES[name])
-        if any(known.any() for _, _, known in classified.values()):
-            figures["reliability"] = _reliability(results)
-        if any(results["metrics"][metric] is not None for metric in _BY_GROUP):
-            figures["error_by_group"] = _error_by_group(results)
+        classified = [task for task in CLASSES if results["classes"][task] is not None]
+        for task in classified:
+            figures[f"confusion_{task}"] = _confusion(task, np.array(results["classes"][task]["confusion"]))
+        if classified:
+            figures["reliability"] = _reliability(results, classified)
+        metrics = [metric for metric in RANKED if results["metrics"][metric.name] is not None]
+        if metrics:
+            figures["error_by_group"] = _error_by_group(results, metrics)
+        text = "predicted (labelled, where it differs)"
+        red = f"red: gender or race differs, or age by more than {_FAR_OFF} years"
+        titles = (f"A sample: {text}; {red}", f"The worst mistakes: {text}")
+        for name, title, rows in zip(FACE_FIGURES, titles, (sample_rows(table), worst_rows(table)), strict=True):
+            if len(rows):
+                chosen = table.iloc[rows]
+                figures[name] = _face_grid(chosen, faces(chosen["index"].tolist()), title)
     return figures
 
 
-def render(figure: Figure) -> Image.Image:
-    """The picture of a figure, RGB."""
-    figure.set_dpi(_DPI)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
+def as_error(metric: Metric, value: Any) -> Any:
+    """A metric, or values of it in an array, so that less is better: years, or % of wrong answers."""
+    return value if metric.unit == "years" else 100 * (1 - value)
 
 
-def encode(picture: Image.Image) -> bytes:
-    """The PNG file of a picture."""
-    file = io.BytesIO()
-    # The default level takes three times as long and saves a tenth of the size.
-    picture.save(file, "PNG", compress_level=1)
-    return file.getvalue()
+def error_label(metric: Metric) -> str:
+    """What ``as_error`` is, for an axis."""
+    return f"{metric.label} (years)" if metric.unit == "years" else f"{metric.task} errors (%)"
 
 
-def compact(png: bytes) -> tuple[bytes, str]:
-    """The same picture in a file that is not large, and its kind: a JPEG where the PNG is large, as of faces."""
-    if len(png) <= _LARGE:
-        return png, "png"
-    file = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("RGB").save(file, "JPEG", quality=90)
-    return file.getvalue(), "jpeg"
+def _panels(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure and its panels, ``width`` and ``height`` inches each."""
+    figure = Figure(figsize=(width * columns, height * rows), dpi=DPI, layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
 
 
-def _panels(width: float, height: float, margins: tuple[float, float, float, float], count: int = 1) -> list[Axes]:
-    """Panels beside each other on a new figure, each with the same room around it.
-
-    matplotlib can find the room by itself, and takes most of the time that a figure needs.
-
-    Args:
-        width: of a panel without its margins, inches.
-        height: likewise.
-        margins: left, right, bottom and top of each panel, inches.
-        count: of the panels.
-    """
-    left, right, bottom, top = margins
-    step, tall = left + width + right, bottom + height + top
-    figure = Figure(figsize=(step * count, tall))
-    return [
-        figure.add_axes(((step * n + left) / (step * count), bottom / tall, width / (step * count), height / tall))
-        for n in range(count)
-    ]
-
-
-def _figure(axes: Axes) -> Figure:
-    figure = axes.get_figure(root=True)
-    assert isinstance(figure, Figure)
-    return figure
-
-
-def _confusion(
-    name: str, probabilities: NDArray[np.float64], labels: NDArray[np.int64], classes: tuple[str, ...]
-) -> Figure:
-    n = len(classes)
-    counts = np.bincount(labels * n + probabilities.argmax(1), minlength=n * n).reshape(n, n)
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    (axes,) = _panels(0.95 * n, 0.9 * n, (0.95, 0.25 if n > 2 else 0.7, 0.55, 0.4))
-    axes.imshow(shares, cmap=_SEQUENTIAL, vmin=0, vmax=1, aspect="auto")
-    for row in range(n):
-        for column in range(n):
-            dark = shares[row, column] < 0.55
-            text = f"{shares[row, column]:.0%}\n{counts[row, column]:,}"
-            axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize=9)
-    axes.set_xticks(range(n), classes)
-    axes.set_yticks(range(n), classes)
-    axes.spines[:].set_visible(False)
-    axes.set_xlabel(f"predicted {name}")
-    axes.set_ylabel(f"labelled {name}")
-    accuracy = np.trace(counts) / counts.sum()
-    axes.set_title(f"{name.capitalize()}: accuracy {accuracy:.1%} (n = {counts.sum():,})", fontsize=11)
-    return _figure(axes)
-
-
-def _age_scatter(table: Table) -> Figure:
-    error = np.abs(table.error())
-    top = max(AGE_MAX, float(np.nanmax(table.predicted_age)))
-    (axes,) = _panels(4.2, 4.2, (0.65, 0.95, 0.55, 0.4))
-    cells = axes.hexbin(
-        table.age, table.predicted_age, gridsize=40, extent=(0, top, 0, top), bins="log", mincnt=1, cmap=_SEQUENTIAL
-    )
+def _age_scatter(table: DataFrame) -> Figure:
+    figure, (axes,) = _panels(5.8, 5.1)
+    x, y = table["age"].to_numpy(), table["predicted_age"].to_numpy()
+    top = max(AGE_MAX, y.max())
+    cells = axes.hexbin(x, y, gridsize=40, extent=(0, top, 0, top), bins="log", mincnt=1, cmap=_SEQUENTIAL)
     axes.plot([0, top], [0, top], color=ACCENT, linewidth=1.2, label="predicted = labelled")
-    beside = axes.inset_axes((1.03, 0.1, 0.045, 0.8))
-    scale = _figure(axes).colorbar(cells, cax=beside, label="images", format="%d")
+    scale = figure.colorbar(cells, label="images", format="%d", shrink=0.8, aspect=18)
     scale.ax.minorticks_off()
     scale.set_ticks([2**k for k in range(16) if 2**k <= cells.norm.vmax])
-    axes.set_xlim(0, top)
-    axes.set_ylim(0, top)
-    axes.set_xlabel("labelled age (years)")
-    axes.set_ylabel("predicted age (years)")
+    axes.set(xlim=(0, top), ylim=(0, top), xlabel="labelled age (years)", ylabel="predicted age (years)")
     axes.legend(loc="upper left", frameon=False)
-    axes.set_title(f"Age: mean absolute error {np.nanmean(error):.2f} years (n = {len(error):,})", fontsize=11)
-    return _figure(axes)
-
-
-def _age_error(table: Table) -> Figure:
-    error = table.error()
-    bands = np.array([age_band(age) for age in table.age])
-    shown = [band for band in range(len(AGE_BANDS)) if (bands == band).any()]
-    (axes,) = _panels(5.5, 3.2, (0.7, 0.15, 0.7, 0.4))
-    axes.axhline(0, color=QUIET, linewidth=1)
-    axes.boxplot(
-        [error[bands == band] for band in shown],
-        whis=(5, 95),
-        showfliers=False,
-        widths=0.6,
-        patch_artist=True,
-        boxprops={"facecolor": "#cfd8e3", "edgecolor": INK},
-        medianprops={"color": ACCENT, "linewidth": 2},
-        whiskerprops={"color": INK},
-        capprops={"color": INK},
-    )
-    labels = [f"{AGE_BANDS[band]}\nn={(bands == band).sum():,}" for band in shown]
-    axes.set_xticks(range(1, len(shown) + 1), labels, fontsize=9)
-    axes.set_xlabel("labelled age (years)")
-    axes.set_ylabel("predicted minus labelled (years)")
-    axes.set_title("Age error by age: median, quartiles, 5 to 95 %", fontsize=11)
-    return _figure(axes)
-
-
-def _reliability(results: dict[str, Any]) -> Figure:
-    tasks = [task for task in CLASSES if results["calibration"][task] is not None]
-    panels = _panels(3.6, 3.2, (0.65, 0.2, 0.55, 0.4), len(tasks))
-    for task, axes in zip(tasks, panels, strict=True):
-        found = results["calibration"][task]
-        axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, label="as sure as right")
-        points = [(each["confidence"], each["accuracy"], each["n"]) for each in found["bins"]]
-        x, y, n = (np.array(column) for column in zip(*points, strict=True))
-        axes.vlines(x, *zip(*map(wilson, y, n), strict=True), color=INK, linewidth=1)
-        axes.scatter(x, y, s=12 + 180 * n / n.sum(), color=ACCENT, zorder=3, label="images (area: how many)")
-        least = 1 / len(CLASSES[task])
-        axes.set_xlim(least - 0.02, 1.02)
-        axes.set_ylim(-0.02, 1.02)
-        axes.set_xlabel("probability of the predicted class")
-        axes.set_ylabel("share that is right")
-        axes.legend(loc="upper left", frameon=False, fontsize=8, markerscale=0.5)
-        error = results["metrics"][f"{task}_ece"]
-        axes.set_title(f"{task.capitalize()}: calibration error {error:.1%}", fontsize=11)
-    return _figure(panels[0])
-
-
-def _error_by_group(results: dict[str, Any]) -> Figure:
-    metrics = [metric for metric in _BY_GROUP if results["metrics"][metric] is not None]
-    groups = [group for group in results["groups"] if " x " not in group["attribute"]][::-1]
-    labels = [f"{group['value']}  (n={group['n']:,})" for group in groups]
-    # The first panel's labels stand in the margin of all: as wide as the longest needs.
-    margin = 0.25 + 0.075 * max(len(label) for label in labels)
-    figure = Figure(figsize=(margin + 3.0 * len(metrics), 1.0 + 0.26 * len(groups)))
-    panels = np.atleast_1d(figure.subplots(1, len(metrics), sharey=True))
-    wide, tall = figure.get_size_inches()
-    figure.subplots_adjust(margin / wide, 0.55 / tall, 1 - 0.15 / wide, 1 - 0.4 / tall, wspace=0.08)
-    for metric, axes in zip(metrics, panels, strict=True):
-        share = metric != "age_mae"
-        axes.axvline(_as_error(results["metrics"][metric], share), color=QUIET, linewidth=1, linestyle="--")
-        known = [(place, group) for place, group in enumerate(groups) if group[metric] is not None]
-        sure = [(place, group["intervals"][metric]) for place, group in known if group["intervals"][metric]]
-        ends = [sorted(_as_error(end, share) for end in interval) for _, interval in sure]
-        if sure:
-            axes.hlines([place for place, _ in sure], *zip(*ends, strict=True), color=INK, linewidth=1.4)
-        values = [_as_error(group[metric], share) for _, group in known]
-        axes.plot(values, [place for place, _ in known], "o", color=ACCENT, markersize=5)
-        axes.set_xlabel(_BY_GROUP[metric])
-        axes.set_xlim(left=0)
-        axes.grid(axis="x", color="#e6e9ee", linewidth=0.8)
-        axes.set_axisbelow(True)
-    panels[0].set_yticks(range(len(groups)), labels, fontsize=9)
-    previous = None
-    for place, group in enumerate(groups):
-        if previous not in (None, group["attribute"]):
-            for axes in panels:
-                axes.axhline(place - 0.5, color=QUIET, linewidth=0.6)
-        previous = group["attribute"]
-    figure.suptitle("Error by group, 95 % intervals; dashed: all images", fontsize=11, y=1 - 0.12 / tall, va="top")
+    axes.set_title(f"Age: mean absolute error {abs(y - x).mean():.2f} years (n = {len(table):,})")
     return figure
 
 
-def _as_error(value: float, share: bool) -> float:
-    return 100 * (1 - value) if share else value
+def _age_error(table: DataFrame) -> Figure:
+    bands = Series(error(table)).groupby(table["age"].map(age_band).to_numpy())
+    figure, (axes,) = _panels(6.4, 4.3)
+    axes.axhline(0, color=QUIET, linewidth=1)
+    labels = [f"{AGE_BANDS[band]}\nn={len(errors):,}" for band, errors in bands]
+    axes.boxplot([errors for _, errors in bands], tick_labels=labels, whis=(5, 95), showfliers=False, widths=0.6)
+    axes.tick_params(axis="x", labelsize=9)
+    axes.set(xlabel="labelled age (years)", ylabel="predicted minus labelled (years)")
+    axes.set_title("Age error by age: median, quartiles, 5 to 95 %")
+    return figure
+
+
+def _confusion(task: ClassTask, counts: NDArray[np.int64]) -> Figure:
+    names = CLASSES[task]
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    figure, (axes,) = _panels(2.4 + 0.75 * len(names), 0.95 + 0.9 * len(names))
+    axes.imshow(shares, cmap=_SEQUENTIAL, vmin=0, vmax=1, aspect="auto")
+    for (row, column), share in np.ndenumerate(shares):
+        text, colour = f"{share:.0%}\n{counts[row, column]:,}", "white" if share < 0.55 else "black"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names)
+    axes.spines[:].set_visible(False)
+    axes.set(xlabel=f"predicted {task}", ylabel=f"labelled {task}")
+    axes.set_title(f"{task.capitalize()}: accuracy {np.trace(counts) / counts.sum():.1%} (n = {counts.sum():,})")
+    return figure
+
+
+def _reliability(results: Mapping[str, Any], tasks: Sequence[ClassTask]) -> Figure:
+    figure, panels = _panels(4.4, 4.1, len(tasks))
+    for task, axes in zip(tasks, panels, strict=True):
+        bins = DataFrame(results["calibration"][task]["bins"])
+        x, y, n = (bins[column].to_numpy() for column in ("confidence", "accuracy", "n"))
+        axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, label="as sure as right")
+        axes.vlines(x, *zip(*map(wilson, y, n), strict=True), color=INK, linewidth=1)
+        axes.scatter(x, y, s=12 + 180 * n / n.sum(), color=ACCENT, zorder=3, label="images (area: how many)")
+        axes.set(xlim=(1 / len(CLASSES[task]) - 0.02, 1.02), ylim=(-0.02, 1.02))
+        axes.set(xlabel="probability of the predicted class", ylabel="share that is right")
+        axes.legend(loc="upper left", frameon=False, fontsize=8, markerscale=0.5)
+        axes.set_title(f"{task.capitalize()}: calibration error {results['metrics'][f'{task}_ece']:.1%}")
+    return figure
+
+
+def _error_by_group(results: Mapping[str, Any], metrics: Sequence[Metric]) -> Figure:
+    groups = [group for group in results["groups"] if " x " not in group["attribute"]][::-1]
+    figure = Figure(figsize=(1.6 + 3.0 * len(metrics), 1.0 + 0.26 * len(groups)), dpi=DPI, layout="constrained")
+    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    for metric, axes in zip(metrics, panels, strict=True):
+        axes.axvline(as_error(metric, results["metrics"][metric.name]), color=QUIET, linewidth=1, linestyle="--")
+        for place, group in enumerate(groups):
+            value, interval = group[metric.name], group["intervals"][metric.name]
+            if interval:
+                axes.hlines(place, *as_error(metric, np.array(interval)), INK, linewidth=1.4)
+            if value is not None:
+                axes.plot(as_error(metric, value), place, "o", color=ACCENT, markersize=5)
+            if place and groups[place - 1]["attribute"] != group["attribute"]:
+                axes.axhline(place - 0.5, color=QUIET, linewidth=0.6)
+        axes.set_xlabel(error_label(metric))
+        axes.set_xlim(left=0)
+        axes.grid(axis="x", color=GRID, linewidth=0.8)
+    panels[0].set_yticks(range(len(groups)), [f"{group['value']}  (n={group['n']:,})" for group in groups], fontsize=9)
+    figure.suptitle("Error by group, 95 % intervals; dashed: all images", fontsize=11)
+    return figure
+
+
+# ---------------------------------------------------------------------- faces
+
+
+def sample_rows(table: DataFrame) -> NDArray[np.int64]:
+    """Rows spread evenly over the table: neighbours in name order look alike."""
+    shown = min(_LINES * _COLUMNS, len(table))
+    return np.arange(shown) * len(table) // max(shown, 1)
+
+
+def worst_rows(table: DataFrame) -> NDArray[np.int64]:
+    """Rows of the worst mistakes: the largest age errors and the surest wrong classes, in turns."""
+    scores = [abs(error(table)), *(np.where(hits(table, task) == 0, confidence(table, task), 0) for task in CLASSES)]
+    ranked = [np.argsort(-score, kind="stable")[: (score > 0).sum()] for score in map(np.nan_to_num, scores)]
+    turns = [row for rows in zip_longest(*ranked) for row in rows if row is not None]
+    return np.array(list(dict.fromkeys(turns))[: _LINES * _COLUMNS], dtype=np.int64)
+
+
+def _face_grid(table: DataFrame, faces: NDArray[np.uint8], title: str) -> Figure:
+    """The faces of a table's rows with captions, as one picture: axes for each would take ten times as long."""
+    across, down = _FACE + _GAP, _CAPTION + _FACE + _GAP
+    sheet = np.full((_TITLE + -(-len(table) // _COLUMNS) * down, _COLUMNS * across + _GAP, 3), 255, np.uint8)
+    figure = Figure(figsize=(sheet.shape[1] / DPI, sheet.shape[0] / DPI), dpi=DPI)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.text(sheet.shape[1] / 2, _TITLE / 2, title, color=INK, ha="center", va="center")
+    far, captions = _captions(table)
+    for place, (face, wrong, text) in enumerate(zip(faces, far, captions, strict=True)):
+        top, left = _TITLE + place // _COLUMNS * down + _CAPTION, _GAP + place % _COLUMNS * across
+        small = Image.fromarray(face).resize((_FACE, _FACE), Image.Resampling.BILINEAR)
+        sheet[top : top + _FACE, left : left + _FACE] = np.asarray(small)
+        where, colour = (left + _FACE / 2, top - 4), ACCENT if wrong else INK
+        axes.text(*where, text, color=colour, fontsize=7.7, ha="center", va="bottom", linespacing=1.1)
+    axes.imshow(sheet, interpolation="nearest")
+    return figure
+
+
+def _captions(table: DataFrame) -> tuple[NDArray[np.bool_], list[str]]:
+    """Which predictions are wrong, and what to write above each face."""
+    wrong, parts = abs(error(table)) > _FAR_OFF, []
+    if not table["predicted_age"].isna().all():
+        parts.append(
+            [f"{age:.0f} ({label:.0f})" for age, label in zip(table["predicted_age"], table["age"], strict=True)]
+        )
+    for task, names in CLASSES.items():
+        if not np.isnan(confidence(table, task)).all():
+            wrong |= hits(table, task) == 0
+            pairs = zip(predicted(table, task), table[task], strict=True)
+            known = [*names, "?"]  # MISSING is the last
+            parts.append([names[code] if code == label else f"{names[code]} ({known[label]})" for code, label in pairs])
+    return wrong, ["\n".join(lines) for lines in zip(*parts, strict=True)]
+
+
+# ---------------------------------------------------------------------- training curves
+
+
+def read_curves(run: Path) -> dict[str, Series]:
+    """What a run logged for TensorBoard: by name, the values over the training steps; none without event files."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    # All scalars; of images, which are large, no more than must be.
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 1}).Reload()
+    # A run that was resumed from an earlier step has logged some steps twice: the later ones count.
+    return {
+        name: Series({event.step: event.value for event in events.Scalars(name)}, dtype=float).sort_index()
+        for name in events.Tags()["scalars"]
+    }
+
+
+def draw_curves(curves: Mapping[str, Series]) -> Figure | None:
+    """Loss and metrics of training and validation over the steps; None when nothing was logged."""
+    titles = {"loss": "loss"} | {metric.name: f"{metric.label} ({metric.unit})" for metric in RANKED}
+    known = {name: curve.dropna() for name, curve in curves.items() if np.isfinite(curve).any()}
+    shown = [name for name in titles if f"train/{name}" in known or f"val/{name}" in known]
+    if not shown:
+        return None
+    columns = min(len(shown), 2)
+    with matplotlib.rc_context(_STYLE):
+        figure, panels = _panels(4.6, 3.1, columns, -(-len(shown) // columns))
+        for axes in panels[len(shown) :]:
+            axes.set_axis_off()
+        for name, axes in zip(shown, panels, strict=False):
+            if "val/loss" in known:
+                label = "lowest validation loss"
+                axes.axvline(known["val/loss"].idxmin(), color=QUIET, linewidth=1, linestyle="--", label=label)
+            for stage, label, colour in (("train", "training", INK), ("val", "validation", ACCENT)):
+                curve = known.get(f"{stage}/{name}")
+                if curve is not None:
+                    values = curve if titles[name][-2] != "%" else 100 * curve
+                    marker = "o" if len(curve) < 30 else None
+                    axes.plot(curve.index, values, color=colour, marker=marker, markersize=3, label=label)
+            axes.set_title(titles[name], fontsize=10)
+            axes.set_xlabel("training steps", fontsize=9)
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.locator_params(axis="x", nbins=6, integer=True)
+            axes.grid(axis="y", color=GRID, linewidth=0.8)
+        panels[0].legend(frameon=False, fontsize=8)
+    return figure

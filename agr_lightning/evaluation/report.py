@@ -3,23 +3,41 @@
 import base64
 import io
 import re
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import jinja2
+import yaml
+from markupsafe import Markup
 from PIL import Image
 
-from agr_lightning.evaluation import wording
-from agr_lightning.evaluation.curves import CURVES_FIGURE, draw_curves
-from agr_lightning.evaluation.figures import compact, encode, render
-from agr_lightning.evaluation.finished_run import FinishedRun, describe, is_exported, read_run
-from agr_lightning.evaluation.groups import GROUP_METRICS
+from agr_lightning.evaluation.figures import CURVES_FIGURE, FACE_FIGURES, draw_curves, read_curves
+from agr_lightning.evaluation.metric_table import BY_GROUP, HEADLINE, METRICS
 from agr_lightning.files import atomic_text, atomic_write
-from agr_lightning.messages import UserError
-from agr_lightning.runs import CARD_FILE, FIGURES_FOLDER, REPORT_FILE, RESULTS_FILE, not_ours, run_name
+from agr_lightning.runs import (
+    BEST,
+    CARD_FILE,
+    CONFIG_FILE,
+    FIGURES_FOLDER,
+    REPORT_FILE,
+    RESULTS_FILE,
+    SAFETENSORS_SUFFIX,
+    SPLITS_FOLDER,
+    not_ours,
+    read_results,
+    run_name,
+)
 
-# Figures that show photos, which may not be free to be passed on.
-_OF_FACES = ("sample_faces", "worst_mistakes")
+_TEMPLATES = {REPORT_FILE: "report.html", CARD_FILE: "model_card.md"}
+
+_SHIPPED = ("agr", "small")
+
+# Of the trainer, the options that decide what is learned.
+_TRAINER = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "callbacks")
+_NO_OPTIONS: dict[str, dict[str, str]] = {"data": {}, "model": {}, "trainer": {}}
+
+# Bytes from which a figure is embedded as a JPEG.
+_LARGE = 400_000
 
 
 def write_report(run: str, faces: bool = True) -> list[Path]:
@@ -33,107 +51,112 @@ def write_report(run: str, faces: bool = True) -> list[Path]:
         The page and the card.
 
     Raises:
-        UserError: when the run has no results of this version, or a figure is damaged.
+        UserError: when the run has no results of this version.
     """
-    found = read_run(run)
-    curves = _draw_curves(found)
+    folder, results = read_results(run)
     try:
-        content = _content(found, curves, faces)
-        page, card = _fill("report.html", content), _fill("model_card.md", content)
+        checkpoint = str(results["checkpoint"])
+        exported = checkpoint in _SHIPPED or checkpoint.endswith(SAFETENSORS_SUFFIX)
+        trained = (folder / checkpoint).parent.parent.resolve() if checkpoint else folder
+        # A run that only tested has options too, but no lists of images that it trained on.
+        known = not exported and (trained / SPLITS_FOLDER).is_dir()
+        content = {
+            "name": run_name(folder),
+            "results": results,
+            "metrics": METRICS,
+            "headline": HEADLINE,
+            "group_metrics": [metric for metric in BY_GROUP if results["metrics"][metric.name] is not None],
+            "tested_with": _options(folder),
+            "trained_with": _options(trained) if known else _NO_OPTIONS,
+            "images": _count_images(trained / SPLITS_FOLDER) if known else {},
+            "exported": exported,
+            "best": Path(checkpoint).stem == BEST,
+            "figures": _figures(folder, trained if known else None, faces),
+            "faces": faces,
+        }
+        texts = {file: _fill(template, content) for file, template in _TEMPLATES.items()}
     except (jinja2.UndefinedError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        raise not_ours(found.folder / RESULTS_FILE) from None
-    if curves is not None:
-        (found.folder / FIGURES_FOLDER).mkdir(exist_ok=True)
-        with atomic_write(found.folder / FIGURES_FOLDER / f"{CURVES_FIGURE}.png") as file:
-            file.write(curves)
-    paths = [found.folder / REPORT_FILE, found.folder / CARD_FILE]
-    for path, text in zip(paths, (page, card), strict=True):
-        atomic_text(path, text)
-    return paths
-
-
-def _draw_curves(run: FinishedRun) -> bytes | None:
-    """The training curves, where the run that was tested has no figure of them."""
-    figure = None if CURVES_FIGURE in run.figures else draw_curves(run.curves)
-    return None if figure is None else encode(render(figure))
-
-
-def _content(run: FinishedRun, curves: bytes | None, faces: bool) -> dict[str, Any]:
-    results = run.results
-    figures = run.figures | ({} if curves is None else {CURVES_FIGURE: curves})
-    return {
-        "name": run_name(run.folder),
-        "results": results,
-        "metrics": results["metrics"],
-        "facts": describe(run),
-        "trained": bool(run.trained_with),
-        "exported": is_exported(results["checkpoint"]),
-        "drawn": _on_cards(run),
-        "groups": results["groups"],
-        "simple_groups": [group for group in results["groups"] if " x " not in group["attribute"]],
-        "group_metrics": [name for name in GROUP_METRICS if results["metrics"][name] is not None],
-        "figures": {
-            name: _embedded(run.folder / FIGURES_FOLDER / f"{name}.png", picture)
-            for name, picture in figures.items()
-            if faces or name not in _OF_FACES
-        },
-        "faces": faces,
-    }
-
-
-def _on_cards(run: FinishedRun) -> str:
-    """What was done with drawn cards: Trained, Tested, or nothing."""
-    for verb, options in (("Trained", run.trained_with), ("Tested", run.tested_with)):
-        data = options.get("data")
-        if isinstance(data, dict) and data.get("synthetic") and not data.get("test_root"):
-            return verb
-    return ""
-
-
-def _embedded(path: Path, png: bytes) -> dict[str, Any]:
-    """A picture as the page holds it."""
-    try:
-        width = Image.open(io.BytesIO(png)).width
-        content, kind = compact(png)
-    except OSError:
-        raise UserError(f"{path} is no picture, or is damaged: delete it, or test again.") from None
-    return {"source": f"data:image/{kind};base64,{base64.b64encode(content).decode()}", "width": width}
+        raise not_ours(folder / RESULTS_FILE) from None
+    for file, text in texts.items():
+        atomic_text(folder / file, text)
+    return [folder / file for file in texts]
 
 
 def _fill(template: str, content: dict[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("agr_lightning.evaluation"),
         undefined=jinja2.StrictUndefined,
-        autoescape=template.endswith(".html"),
+        autoescape=True,
+        finalize=_markdown if template.endswith(".md") else None,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals |= {"wording": wording.WORDING}
-    environment.filters |= {"written": _written, "bounds": _bounds, "percent": _percent, "distance": _distance}
-    environment.filters["plain"] = _plain
     return environment.get_template(template).render(content)
 
 
-def _written(value: float | None, metric: str) -> str:
-    return wording.written(metric, value)
+def _markdown(value: object) -> object:
+    """Text that Markdown shows as it is, on one line; what the template's macros have made stays."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    special = r"[\\`*\[\]<>|&~]|(?<![^\W_])_|_(?![^\W_])"
+    return Markup(re.sub(special, r"\\\g<0>", " ".join(value.split())))
 
 
-def _bounds(interval: list[float] | None, metric: str) -> str:
-    return wording.bounds(metric, interval)
+def _figures(folder: Path, trained: Path | None, faces: bool) -> dict[str, dict[str, Any]]:
+    """The figures in a run folder, by name, as the page embeds them.
+
+    Args:
+        folder: of the run that was tested; it gets a figure of the training curves where it has none.
+        trained: of the run that trained, where it is known.
+        faces: whether to take those of photos.
+    """
+    paths = {path.stem: path for path in sorted((folder / FIGURES_FOLDER).glob("*.png"))}
+    curves = draw_curves(read_curves(trained)) if trained and CURVES_FIGURE not in paths else None
+    if curves is not None:
+        paths[CURVES_FIGURE] = folder / FIGURES_FOLDER / f"{CURVES_FIGURE}.png"
+        paths[CURVES_FIGURE].parent.mkdir(exist_ok=True)
+        with atomic_write(paths[CURVES_FIGURE]) as file:
+            curves.savefig(file)
+    return {name: _embedded(path) for name, path in paths.items() if faces or name not in FACE_FIGURES}
 
 
-def _distance(gap: dict[str, Any]) -> str:
-    metric, interval = gap["metric"], gap["interval"]
-    unit = "points" if wording.WORDING[metric].share else "years"
-    text = f"{wording.written(metric, gap['gap']).split()[0]} {unit}"
-    return text + (f" ({wording.bounds(metric, interval)})" if interval else "")
+def _embedded(path: Path) -> dict[str, Any]:
+    with Image.open(path) as picture:
+        kind, content = "png", path.read_bytes()
+        if len(content) > _LARGE:
+            kind, file = "jpeg", io.BytesIO()
+            picture.convert("RGB").save(file, "JPEG", quality=90)
+            content = file.getvalue()
+        return {"source": f"data:image/{kind};base64,{base64.b64encode(content).decode()}", "width": picture.width}
 
 
-def _percent(share: float | None, digits: int = 1) -> str:
-    return "" if share is None else f"{100 * share:.{digits}f} %"
+def _options(folder: Path) -> dict[str, dict[str, str]]:
+    """A run's options in words, of data, model and trainer; none where its config.yaml is missing or damaged."""
+    try:
+        options = yaml.safe_load((folder / CONFIG_FILE).read_text())
+        options["trainer"] = {name: options["trainer"].get(name) for name in _TRAINER}
+        options["trainer"]["seed"] = options["seed_everything"]
+        found = {part: {name: _words(value) for name, value in options[part].items()} for part in _NO_OPTIONS}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        return _NO_OPTIONS
+    return {part: {name: words for name, words in named.items() if words} for part, named in found.items()}
 
 
-def _plain(text: object) -> str:
-    """Text that Markdown shows as it is."""
-    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", str(text).replace("\n", " "))
+def _words(value: object) -> str:
+    """An option in words; of a path only the last part, not its place on somebody's machine."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(each)}" for name, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_words, value))
+    return "" if value is None or value is False or value == -1 else PureWindowsPath(str(value)).name or str(value)
+
+
+def _count_images(lists: Path) -> dict[str, int]:
+    """How many images there were for training, validation and test."""
+    counts = {}
+    for split in ("train", "val", "test"):
+        path = lists / f"{split}.txt"
+        if path.is_file():
+            counts[split] = sum(1 for line in path.read_bytes().splitlines() if line.strip())
+    return counts

@@ -1,263 +1,251 @@
-"""A table of predictions -> the content of results.json. Pure NumPy; no model, no trainer."""
+"""A table of predictions -> the content of results.json. No model, no trainer."""
 
 import hashlib
 import math
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pandas import Categorical, DataFrame, Series
 
-from agr_lightning.data.samples import Samples
-from agr_lightning.evaluation.bootstrap import Column, Resampled, percentiles, resample, wilson
-from agr_lightning.evaluation.groups import (
-    SMALLEST_GROUP,
-    describe_groups,
-    find_groups,
-    gaps,
-    group_columns,
-    worst_groups,
+from agr_lightning.evaluation.bootstrap import Block, Sums, percentiles, resample, wilson
+from agr_lightning.evaluation.metric_table import (
+    BY_GROUP,
+    HEADLINE,
+    METRICS,
+    RANKED,
+    Metric,
+    confidence,
+    confidence_bin,
+    hits,
+    predicted,
 )
-from agr_lightning.evaluation.table import Table
-from agr_lightning.files import Json
-from agr_lightning.labels import CLASSES, ClassTask
+from agr_lightning.labels import AGE_BANDS, CLASSES, ClassTask, age_band
 from agr_lightning.models.calibration import ADULT, AGE_INTERVAL_LEVEL
 
-METRICS = ("age_mae", "age_cs5", "gender_acc", "race_acc")
+# Smaller groups are neither ranked nor compared, and those of two attributes are not listed.
+SMALLEST_GROUP = 30
 
-# Bins of confidence in which calibration is measured.
-CONFIDENCE_BINS = 15
+_ATTRIBUTES = (["gender"], ["race"], ["age_band"], ["gender", "race"], ["race", "age_band"])
 
-_SHARES = ("age_cs5", "gender_acc", "race_acc", "age_coverage")
+# A dict in results.json.
+Entry = dict[str, Any]
 
-
-@dataclass(frozen=True)
-class RunFacts:
-    """What results.json says about the run beside the figures.
-
-    ``checkpoint`` is a path from the run folder, ``model`` the arguments of ``AGRNetwork``.
-    """
-
-    checkpoint: str
-    epoch: int | None
-    model: dict[str, Json]
-    parameters: int
-    temperatures: dict[str, float]
-    adult_threshold: float | None = None
-    training_seconds: float | None = None
+# Attribute and value; of two attributes "attribute x attribute" and "value x value".
+Group = tuple[str, str]
+_ALL: Group = ("", "")
 
 
-def make_results(table: Table, samples: Samples, facts: RunFacts) -> dict[str, Json]:
+def make_results(table: DataFrame, samples: DataFrame, facts: Mapping[str, Any]) -> Entry:
     """The content of results.json.
 
     Args:
-        table: the predictions.
-        samples: the test set, of which ``table.place`` are places.
-        facts: about the run.
+        table: predictions; see ``metric_table.prediction_table``.
+        samples: the test set, with columns name, age, gender, race, and group: its numbers are equal for copies of a
+            photo. ``table["index"]`` says which of its rows were predicted.
+        facts: checkpoint (a shipped name or a path from the run folder), epoch, network (``NetworkConfig.to_dict()``),
+            parameters, training_seconds, temperatures (of gender and race), adult_threshold.
 
     Returns:
-        Figures with their 95 % intervals, groups, and the facts. A figure that cannot be computed is None, and
-        ``reasons`` says why.
+        Metrics with their 95 % intervals, groups, and the facts. What cannot be computed is None, and ``reasons`` says
+        why.
     """
-    chosen = samples.take(table.place)
-    groups = find_groups(table)
-    of_groups = group_columns(table, groups)
-    columns = _columns(table) | of_groups
-    resampled = resample(columns, chosen.group)
-    entries = describe_groups(groups, of_groups, resampled)
-    metrics, intervals = _metrics(columns, resampled, chosen.group)
+    chosen = samples.iloc[table["index"]]
+    groups = {_ALL: np.arange(len(table)), **dict(_find_groups(table))}
+    blocks: dict[tuple[Group, str], Block] = {}
+    for metric in METRICS.values():
+        columns = metric.values(table).reshape(len(table), -1)
+        for group in groups if metric in BY_GROUP else [_ALL]:
+            blocks[group, metric.name] = Block(groups[group], columns[groups[group]])
+    photos = chosen["group"].to_numpy()
+    estimates = {key: _estimate(*key, blocks[key], sums, photos) for key, sums in resample(blocks, photos).items()}
+    metrics = {name: estimates[_ALL, name].value for name in METRICS}
+    intervals = {name: estimates[_ALL, name].interval for name in METRICS}
+    tasks = facts["network"]["tasks"]
+    entries = [
+        {"attribute": group[0], "value": group[1], "n": len(rows)}
+        | {metric.name: estimates[group, metric.name].value for metric in BY_GROUP}
+        | {"intervals": {metric.name: estimates[group, metric.name].interval for metric in BY_GROUP}}
+        for group, rows in groups.items()
+        if group != _ALL
+    ]
     return {
-        "n": len(chosen),
+        "n": len(table),
         "metrics": {**metrics, "intervals": intervals},
-        "reasons": _reasons(table, metrics),
+        "reasons": {name: METRICS[name].reason(tasks) for name, value in metrics.items() if value is None},
         "classes": {task: _classes(table, task) for task in CLASSES},
-        "calibration": {task: _reliability(table, task, facts.temperatures[task]) for task in CLASSES},
-        "age_interval": _age_interval(table, metrics, intervals),
-        "minors": _minors(table, facts.adult_threshold),
+        "calibration": {task: _reliability(table, task, facts["temperatures"][task]) for task in CLASSES},
+        "age_interval": _age_interval(table, metrics["age_coverage"], intervals["age_coverage"]),
+        "minors": _minors(table, facts["adult_threshold"]),
         "smallest_group": SMALLEST_GROUP,
-        "groups": list(entries),
-        "worst_groups": worst_groups(entries),
-        "gaps": gaps(entries, resampled),
-        "checkpoint": facts.checkpoint,
-        "epoch": facts.epoch,
-        "backbone": facts.model["backbone"],
-        "model": facts.model,
-        "parameters": facts.parameters,
-        "training_seconds": facts.training_seconds,
-        "test_set": _digest(chosen),
+        "groups": entries,
+        "worst_groups": {metric.name: _worst_group(entries, metric) for metric in RANKED},
+        "gaps": [gap for metric in RANKED for gap in _gaps(entries, metric, estimates)],
+        "checkpoint": facts["checkpoint"],
+        "epoch": facts["epoch"],
+        "backbone": facts["network"]["backbone"],
+        "network": facts["network"],
+        "parameters": facts["parameters"],
+        "training_seconds": facts["training_seconds"],
+        "test_set": _fingerprint(chosen),
     }
 
 
-# ---------------------------------------------------------------------- the whole test set
+def summary(results: Mapping[str, Any]) -> str:
+    """One line for the terminal: the headline metrics with their intervals."""
+    values, intervals = results["metrics"], results["metrics"]["intervals"]
+    parts = [
+        f"{metric.label} {metric.text(values[metric.name], intervals[metric.name])}"
+        for metric in HEADLINE
+        if values[metric.name] is not None
+    ]
+    return f"Test on {results['n']:,} images, 95 % intervals: " + ", ".join(parts)
 
 
-def _columns(table: Table) -> dict[Hashable, Column]:
-    """The columns from whose sums the metrics are computed."""
-    columns: dict[Hashable, Column] = {name: Column.known(values) for name, values in table.per_sample().items()}
-    columns["age_squared"] = Column.known(table.error() ** 2)
-    for task, classes in CLASSES.items():
-        hits = table.hits(task)
-        probabilities, labels, known = table.classifier(task)
-        for code in range(len(classes)):
-            columns[task, "class", code] = Column.known(hits, labels == code)
-        confidence = np.nan_to_num(probabilities).max(1)
-        place = _confidence_bin(confidence)
-        for each in range(CONFIDENCE_BINS):
-            columns[task, "bin", each] = Column.known(np.where(known, confidence - hits, np.nan), place == each)
-    return columns
+class Estimate(NamedTuple):
+    """A metric of a group: its value and 95 % interval, None where unknown, and its value in each resample."""
+
+    value: float | None
+    interval: list[float] | None
+    draws: NDArray[np.float64]
 
 
-def _confidence_bin(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
-    return np.minimum((confidence * CONFIDENCE_BINS).astype(np.int64), CONFIDENCE_BINS - 1)
+def _estimate(group: Group, name: str, block: Block, sums: Sums, photos: NDArray[np.int64]) -> Estimate:
+    """Computes a metric from what is summed for it, in all and in the resamples."""
+    metric = METRICS[name]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = metric.formula(*sums)
+    value, draws = float(found[0]), found[1:]
+    if math.isnan(value):
+        return Estimate(None, None, draws)
+    known = photos[block.rows[~np.isnan(block.values).all(1)]]
+    bounds = percentiles(draws)
+    if group != _ALL:
+        if metric.is_proportion:
+            bounds = wilson(value, len(known))
+        elif len(known) < 2:
+            bounds = None
+    elif bounds and bounds[0] == bounds[1]:
+        # All resamples agree: a share of none or of all, or too few photos to tell.
+        n = len(np.unique(known))
+        bounds = wilson(value, n) if metric.is_proportion and n > 1 else None
+    return Estimate(value, list(bounds) if bounds else None, draws)
 
 
-def _metrics(
-    columns: dict[Hashable, Column], resampled: Resampled, clusters: NDArray[np.int64]
-) -> tuple[dict[str, Json], dict[str, Json]]:
-    """Each metric and its interval, by one formula for both."""
-    whole = Resampled(
-        {key: np.array([column.values.sum()]) for key, column in columns.items()},
-        {key: np.array([float(len(column.rows))]) for key, column in columns.items()},
-    )
-    formulas: dict[str, Callable[[Resampled], NDArray[np.float64]]] = {
-        name: partial(Resampled.means, key=name)
-        for name in ("age_mae", "age_bias", "age_cs5", "age_coverage", "gender_acc", "race_acc")
-    }
-    formulas["age_rmse"] = lambda sums: np.sqrt(sums.means("age_squared"))
-    for task, classes in CLASSES.items():
-        keys = [(task, "class", code) for code in range(len(classes)) if len(columns[task, "class", code].rows)]
-        formulas[f"{task}_balanced_acc"] = partial(_balanced, keys=keys)
-        formulas[f"{task}_ece"] = partial(_calibration_error, task=task)
-    metrics: dict[str, Json] = {}
-    intervals: dict[str, Json] = {}
-    for name, formula in formulas.items():
-        value = float(formula(whole)[0])
-        known = not math.isnan(value)
-        bounds = percentiles(formula(resampled)) if known else None
-        if bounds and bounds[0] == bounds[1]:
-            # All resamples agree: a share of none or of all, or too few photos to tell.
-            photos = len(np.unique(clusters[columns[name].rows])) if name in _SHARES else 0
-            bounds = wilson(value, photos) if photos > 1 else None
-        metrics[name] = value if known else None
-        intervals[name] = list(bounds) if bounds else None
-    return metrics, intervals
+# ---------------------------------------------------------------------- groups
 
 
-def _balanced(sums: Resampled, keys: Sequence[Hashable]) -> NDArray[np.float64]:
-    """The mean of the classes' recalls, over the classes that have samples."""
-    recalls = np.stack([sums.means(key) for key in keys]) if keys else np.full((1, 1), np.nan)
-    known = ~np.isnan(recalls)
-    with np.errstate(invalid="ignore"):
-        balanced: NDArray[np.float64] = np.where(known, recalls, 0).sum(0) / known.sum(0)
-    return balanced
+def _find_groups(table: DataFrame) -> Iterator[tuple[Group, NDArray[np.int64]]]:
+    """Every group that has images and, of two attributes, enough of them; and its rows."""
+    codes = {"gender": table["gender"], "race": table["race"], "age_band": [age_band(age) for age in table["age"]]}
+    names = CLASSES | {"age_band": AGE_BANDS}
+    attributes = DataFrame({name: Categorical.from_codes(codes[name], names[name]) for name in codes})
+    for chosen in _ATTRIBUTES:
+        for value, members in attributes.groupby(chosen, observed=True):
+            if len(chosen) == 1 or len(members) >= SMALLEST_GROUP:
+                yield (" x ".join(chosen), " x ".join(value)), members.index.to_numpy()
 
 
-def _calibration_error(sums: Resampled, task: str) -> NDArray[np.float64]:
-    """Expected calibration error: the mean distance between confidence and accuracy over bins of confidence.
+def _ranked(entries: Sequence[Entry], metric: Metric) -> list[Entry]:
+    """The groups that are large enough, the best first."""
+    large = [entry for entry in entries if entry["n"] >= SMALLEST_GROUP and entry[metric.name] is not None]
+    return sorted(large, key=lambda entry: float(entry[metric.name]), reverse=metric.worst == "lowest")
 
-    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.
+
+def _worst_group(entries: Sequence[Entry], metric: Metric) -> Entry | None:
+    ranked = _ranked(entries, metric)
+    if not ranked:
+        return None
+    facts = {name: ranked[-1][name] for name in ("attribute", "value", "n", metric.name)}
+    return {**facts, "interval": ranked[-1]["intervals"][metric.name]}
+
+
+def _gaps(entries: Sequence[Entry], metric: Metric, estimates: Mapping[tuple[Group, str], Estimate]) -> Iterator[Entry]:
+    """For each attribute the distance between the best and the worst group, with its 95 % interval.
+
+    The two groups are those of the whole test set, so that the interval is of one difference, not of a maximum.
     """
-    bins = [(task, "bin", each) for each in range(CONFIDENCE_BINS)]
-    with np.errstate(invalid="ignore"):
-        error: NDArray[np.float64] = np.abs(np.stack([sums.sums[key] for key in bins])).sum(0) / np.stack(
-            [sums.counts[key] for key in bins]
-        ).sum(0)
-    return error
-
-
-def _reasons(table: Table, metrics: dict[str, Json]) -> dict[str, Json]:
-    reasons: dict[str, Json] = {}
-    for name, value in metrics.items():
-        if value is None:
-            task = name.split("_")[0]
-            predicted = table.predicted_age if task == "age" else table.classifier(task)[0]
-            if np.isnan(predicted).all():
-                reasons[name] = f"the network does not predict {task}"
-            elif name == "age_coverage":
-                reasons[name] = "there were too few validation images to calibrate age intervals"
-            else:
-                reasons[name] = f"no test image has a {task} label"
-    return reasons
+    for attribute in dict.fromkeys(entry["attribute"] for entry in entries):
+        ranked = _ranked([entry for entry in entries if entry["attribute"] == attribute], metric)
+        if len(ranked) < 2:
+            continue
+        best, worst = ranked[0], ranked[-1]
+        high, low = (worst, best) if metric.worst == "highest" else (best, worst)
+        draws = [estimates[(attribute, group["value"]), metric.name].draws for group in (high, low)]
+        bounds = percentiles(draws[0] - draws[1])
+        yield {
+            "metric": metric.name,
+            "attribute": attribute,
+            "best": best["value"],
+            "worst": worst["value"],
+            "gap": high[metric.name] - low[metric.name],
+            "interval": list(bounds) if bounds else None,
+        }
 
 
 # ---------------------------------------------------------------------- classes, calibration, intervals, minors
 
 
-def _classes(table: Table, task: ClassTask) -> Json:
+def _classes(table: DataFrame, task: ClassTask) -> Entry | None:
     """Counts of labelled against predicted classes, and precision, recall and F1 of each class."""
-    probabilities, labels, known = table.classifier(task)
+    known = ~np.isnan(hits(table, task))
     if not known.any():
         return None
     n = len(CLASSES[task])
-    counts = np.bincount(labels[known] * n + probabilities[known].argmax(1), minlength=n * n).reshape(n, n)
-    classes: list[Json] = []
-    for code, name in enumerate(CLASSES[task]):
-        right, labelled, predicted = int(counts[code, code]), int(counts[code].sum()), int(counts[:, code].sum())
-        classes.append(
-            {
-                "class": name,
-                "n": labelled,
-                "precision": right / predicted if predicted else None,
-                "recall": right / labelled if labelled else None,
-                "f1": 2 * right / (labelled + predicted) if labelled + predicted else None,
-            }
-        )
-    return {"classes": classes, "confusion": [[int(count) for count in row] for row in counts]}
+    counts = np.bincount(table[task][known] * n + predicted(table, task)[known], minlength=n * n).reshape(n, n)
+    right, labelled, chosen = counts.diagonal(), counts.sum(1), counts.sum(0)
+    classes = DataFrame({"class": CLASSES[task], "n": labelled}).assign(
+        precision=Series(right) / chosen, recall=Series(right) / labelled, f1=Series(2 * right) / (labelled + chosen)
+    )
+    return {"classes": _records(classes), "confusion": counts.tolist()}
 
 
-def _reliability(table: Table, task: ClassTask, temperature: float) -> Json:
+def _records(table: DataFrame) -> list[Entry]:
+    """A table for JSON, with None for NaN."""
+    records: list[Entry] = table.astype(object).where(table.notna(), None).to_dict("records")
+    return records
+
+
+def _reliability(table: DataFrame, task: ClassTask, temperature: float) -> Entry | None:
     """How often the classifier is right where it is so and so sure."""
-    probabilities, _, known = table.classifier(task)
-    if not known.any():
+    faces = DataFrame({"confidence": confidence(table, task), "accuracy": hits(table, task)}).dropna()
+    if faces.empty:
         return None
-    confidence, hits = probabilities[known].max(1), table.hits(task)[known]
-    place = _confidence_bin(confidence)
-    bins: list[Json] = [
-        {"n": int(m.sum()), "confidence": float(confidence[m].mean()), "accuracy": float(hits[m].mean())}
-        for each in range(CONFIDENCE_BINS)
-        if (m := place == each).any()
-    ]
-    return {"temperature": temperature, "bins": bins}
+    bins = faces.groupby(confidence_bin(faces["confidence"].to_numpy()))
+    found = bins.mean().assign(n=bins.size())
+    return {"temperature": temperature, "bins": found.to_dict("records")}
 
 
-def _age_interval(table: Table, metrics: dict[str, Json], intervals: dict[str, Json]) -> Json:
+def _age_interval(table: DataFrame, coverage: float | None, interval: list[float] | None) -> Entry | None:
     """Level, measured coverage with its interval, and mean width in years of the predictions' age intervals."""
-    known = ~np.isnan(table.age_low)
-    if not known.any():
+    if table["age_low"].isna().all():
         return None
-    return {
-        "level": AGE_INTERVAL_LEVEL,
-        "coverage": metrics["age_coverage"],
-        "interval": intervals["age_coverage"],
-        "width": float((table.age_high - table.age_low)[known].mean()),
-    }
+    width = float((table["age_high"] - table["age_low"]).mean())
+    return {"level": AGE_INTERVAL_LEVEL, "coverage": coverage, "interval": interval, "width": width}
 
 
-def _minors(table: Table, careful: float | None) -> Json:
+def _minors(table: DataFrame, careful: float | None) -> Entry | None:
     """Telling minors from adults by predicted age: at 18 years, and where hardly any minor was missed in validation."""
-    if np.isnan(table.predicted_age).all():
+    if table["predicted_age"].isna().all():
         return None
-    minor = table.age < ADULT
-    points: dict[str, Json] = {}
+    minor = table["age"] < ADULT
+    points: Entry = {"default": None, "careful": None}
     for name, threshold in (("default", float(ADULT)), ("careful", careful)):
-        points[name] = None
         if threshold is not None:
-            taken = table.predicted_age < threshold
-            points[name] = {
-                "threshold": threshold,
-                **_share("recall", taken[minor]),
-                **_share("false_positive_rate", taken[~minor]),
-            }
+            taken = table["predicted_age"] < threshold
+            shares = _share("recall", taken[minor]) | _share("false_positive_rate", taken[~minor])
+            points[name] = {"threshold": threshold, **shares}
     return {"age": ADULT, "minors": int(minor.sum()), "adults": int((~minor).sum()), **points}
 
 
-def _share(name: str, hits: NDArray[np.bool_]) -> dict[str, Json]:
+def _share(name: str, hits: NDArray[np.bool_]) -> Entry:
     share = float(hits.mean()) if len(hits) else None
     return {name: share, f"{name}_interval": None if share is None else list(wilson(share, len(hits)))}
 
 
-def _digest(samples: Samples) -> str:
-    """A fingerprint of the test set, to tell whether two runs were tested on the same images."""
-    lines = sorted(f"{s.name} {s.age} {s.gender} {s.race}\n" for s in samples)
+def _fingerprint(samples: DataFrame) -> str:
+    """Equal for equal test sets, so that runs can be compared."""
+    labels = samples[["name", "age", "gender", "race"]].itertuples(index=False)
+    lines = sorted(" ".join(map(str, sample)) + "\n" for sample in labels)
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
