@@ -70,7 +70,7 @@ class Distillation:
             student: the network that learns.
         """
         with torch.no_grad():
-            answers = [(network, network(_resize(images, network))) for network in self._networks]
+            answers = [(network, network(network.to(images.device).resize(images))) for network in self._networks]
         losses: dict[Task, Tensor] = {}
         with torch.autocast(images.device.type, enabled=False):
             for task, output in outputs.items():
@@ -80,13 +80,6 @@ class Distillation:
                 elif known:
                     losses[task] = _divergence(output, [answer for _, answer in known])
         return losses
-
-
-def _resize(images: Tensor, network: AGRNetwork) -> Tensor:
-    size = network.to(images.device).config.image_size
-    if images.shape[2:] == (size, size):
-        return images
-    return F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
 
 
 def _divergence(output: Tensor, answers: list[Tensor]) -> Tensor:

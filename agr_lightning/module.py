@@ -246,7 +246,8 @@ class AGRModule(CheckpointedModule):
     def on_fit_start(self) -> None:
         if any(isinstance(each, BatchSizeFinder | LearningRateFinder) for each in self.trainer.callbacks):  # type: ignore[attr-defined]
             self.trainer.strategy.setup_optimizers(self.trainer)  # for what they have found
-        check_resumed(self.resumed_schedule, self.trainer)
+        if self.trainer.ckpt_path:
+            check_resumed(self.resumed_schedule, self.trainer)
         if self.hparams.compile:
             # The network alone: Lightning's logging inside would be compiled again and again. Evaluation stays as it
             # is, since the last batch of each would be one more size.

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from agr_lightning.labels import CLASSES, Task
 from agr_lightning.models.age import AgeHead, build_age_head
@@ -145,6 +146,13 @@ class AGRNetwork(nn.Module):
         assert isinstance(head, AgeHead)
         return head.years(output)
 
+    def resize(self, images: Tensor) -> Tensor:
+        """Images ``(batch, 3, height, width)`` at the network's own size."""
+        size = (self.config.image_size, self.config.image_size)
+        if images.shape[2:] == size:
+            return images
+        return F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+
     def predict(self, images: Tensor) -> Predictions:
-        """Years and probabilities for uint8 images ``(batch, 3, height, width)``."""
-        return self.read(self(images))
+        """Years and probabilities for RGB images of any size, uint8 ``(batch, 3, height, width)``."""
+        return self.read(self(self.resize(images)))
