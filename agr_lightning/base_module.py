@@ -62,8 +62,8 @@ class CheckpointedModule(lightning.LightningModule):
 
     def add_training_images(self, images: NDArray[np.int64] | None) -> None:
         """Remembers what others have seen from whom this module learns; None where nobody knows."""
-        known = (self.training_images, images)
-        self.training_images = None if known[0] is None or known[1] is None else np.union1d(*known)
+        known = self.training_images
+        self.training_images = None if known is None or images is None else np.union1d(known, images)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:

@@ -123,22 +123,24 @@ class AGRModule(CheckpointedModule):
         options = self.hparams
         self.network = AGRNetwork(NetworkConfig(**{name: options[name] for name in NetworkConfig.names()}))
         self.tasks = self.network.tasks
-        if options.weights:
-            path = find_checkpoint(options.weights, Path(), "--model.weights")
+        if options["weights"]:
+            path = find_checkpoint(options["weights"], Path(), "--model.weights")
             state, trained = read_weights(path, "--model.weights")
-            _log.info(load_state(self.network, state, f"--model.weights {options.weights}"))
+            _log.info(load_state(self.network, state, f"--model.weights {options['weights']}"))
             if trained is not None:
                 self.add_training_images(trained.images)
-        elif options.pretrained:
+        elif options["pretrained"]:
             _log.info(load_pretrained(self.network))
 
     def configure_losses(self, weights: LossWeights) -> None:
         """Builds the joint loss."""
         options = self.hparams
-        self.loss = JointLoss(options.age_loss, weights, options.label_smoothing, options.loss_weighting, self.tasks)
+        self.loss = JointLoss(
+            options["age_loss"], weights, options["label_smoothing"], options["loss_weighting"], self.tasks
+        )
         self.distillation: Distillation | None = None  # its teachers are read when training begins
-        if isinstance(options.race_class_weights, list):
-            self.loss.weigh_races(options.race_class_weights)
+        if isinstance(options["race_class_weights"], list):
+            self.loss.weigh_races(options["race_class_weights"])
 
     def configure_metrics(self) -> None:
         """Builds the metrics of each stage, and the table of predictions."""
@@ -222,17 +224,19 @@ class AGRModule(CheckpointedModule):
         self._seed = torch.initial_seed() % 2**32 + self.trainer.global_rank * 10**6
         if stage != "fit":
             return
-        if self.hparams.freeze_epochs and not (
-            self.hparams.pretrained or self.hparams.weights or self.trainer.ckpt_path
+        if self.hparams["freeze_epochs"] and not (
+            self.hparams["pretrained"] or self.hparams["weights"] or self.trainer.ckpt_path
         ):
             raise UserError(
-                f"--model.freeze_epochs {self.hparams.freeze_epochs} would freeze random weights: "
+                f"--model.freeze_epochs {self.hparams['freeze_epochs']} would freeze random weights: "
                 "start from --model.pretrained true or --model.weights FILE."
             )
-        if self.hparams.teachers:
-            self.distillation = Distillation.load(self.hparams.teachers, self.tasks, self.hparams.distillation_weight)
+        if self.hparams["teachers"]:
+            self.distillation = Distillation.load(
+                self.hparams["teachers"], self.tasks, self.hparams["distillation_weight"]
+            )
             self.add_training_images(self.distillation.images)
-            _log.info(f"learns from {', '.join(self.hparams.teachers)} beside the labels")
+            _log.info(f"learns from {', '.join(self.hparams['teachers'])} beside the labels")
         if "race" in self.tasks and self.trainer.datamodule is not None:  # type: ignore[attr-defined]
             races = self.trainer.datamodule.samples("train")["race"].to_numpy()  # type: ignore[attr-defined]
             if (races == MISSING).all() and self.distillation is None:
@@ -240,7 +244,7 @@ class AGRModule(CheckpointedModule):
                     "no training image has a race label, so that nothing is learned of race: "
                     "leave it out with --model.tasks '[age, gender]'."
                 )
-            if self.hparams.race_class_weights == "balanced":
+            if self.hparams["race_class_weights"] == "balanced":
                 self.loss.weigh_races(balanced_weights(np.bincount(races[races >= 0], minlength=len(RACES)).tolist()))
 
     def on_fit_start(self) -> None:
@@ -248,14 +252,14 @@ class AGRModule(CheckpointedModule):
             self.trainer.strategy.setup_optimizers(self.trainer)  # for what they have found
         if self.trainer.ckpt_path:
             check_resumed(self.resumed_schedule, self.trainer)
-        if self.hparams.compile:
+        if self.hparams["compile"]:
             # The network alone: Lightning's logging inside would be compiled again and again. Evaluation stays as it
             # is, since the last batch of each would be one more size.
             self._compiled = torch.compile(self.network.forward, dynamic=False)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Here, since a run that is resumed inside an epoch does not begin that epoch again.
-        frozen = self.current_epoch < self.hparams.freeze_epochs
+        frozen = self.current_epoch < self.hparams["freeze_epochs"]
         if frozen != self.network.frozen:
             # Several devices wait for the gradients of all weights: there they are computed, and not used.
             self.network.freeze(frozen, detached=self.trainer.world_size == 1)

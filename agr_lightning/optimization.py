@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
@@ -56,8 +56,8 @@ def configure(
         if isinstance(schedule, ReduceLROnPlateau) and interval == "step":
             raise UserError("--model.lr_scheduler_interval step: ReduceLROnPlateau looks at val/loss, each epoch.")
         # The monitored figure is for ReduceLROnPlateau; the others do not look at it.
-        chosen = {"scheduler": schedule, "interval": interval, "monitor": "val/loss"}
-        return {"optimizer": built, "lr_scheduler": chosen}  # type: ignore[typeddict-item]
+        plan = LRSchedulerConfigType(scheduler=schedule, interval=interval, monitor="val/loss")
+        return {"optimizer": built, "lr_scheduler": plan}
     steps = trainer.estimated_stepping_batches
     if math.isinf(steps):
         raise UserError("the learning-rate schedule needs an end: give --trainer.max_epochs or --trainer.max_steps.")

@@ -65,7 +65,7 @@ _QUICKSTART = next((folder / "quickstart.yaml" for folder in _CONFIGS if folder.
 _NOT_OF_CHECKPOINTS = ("data.cache_dir", "data.predict_path", "data.num_workers", "model.weights", "model.pretrained")
 
 
-class AGRArgumentParser(OneLineErrors, LightningArgumentParser):
+class AGRArgumentParser(OneLineErrors, LightningArgumentParser):  # type: ignore[misc]
     """LightningCLI's parser, with errors in one line."""
 
     def parse_path(self, cfg_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
@@ -142,11 +142,12 @@ class AGRCommandLine(LightningCLI):
         if self.trained is not None:
             self.config.ckpt_path = self.trained.name
 
-    def _options_of(self, trained: TrainedNetwork, parser: AGRArgumentParser) -> dict[str, Any]:
+    def _options_of(self, trained: TrainedNetwork, parser: LightningArgumentParser) -> dict[str, Any]:
         """What a checkpoint was trained with, as defaults of the options; its own split first of all."""
         stored = {name: value for name, value in trained.options().items() if name not in _NOT_OF_CHECKPOINTS}
-        for task, weight in (stored.pop("model.loss_weights", None) or {}).items():
-            stored[f"model.loss_weights.{task}"] = weight
+        weights = stored.pop("model.loss_weights", None)
+        if isinstance(weights, dict):
+            stored |= {f"model.loss_weights.{task}": weight for task, weight in weights.items()}
         if self.config.data.root is not None:
             stored.pop("data.synthetic", None)
         if self.config.data.synthetic:

@@ -62,7 +62,7 @@ def test_a_frozen_backbone_learns_later_and_slower(run: Run, here: Path, start: 
     assert isinstance(second, dict)
     moved = [name for name in before if not torch.equal(second[f"network.{name}"], before[name])]
     assert "backbone.stem.0.weight" in moved and "backbone.stem.1.running_mean" in moved
-    heads, backbone = _curve("train/learning_rate"), _curve("train/learning_rate_backbone")
+    heads, backbone = _curve("lr-AdamW/heads"), _curve("lr-AdamW/backbone")
     assert len(heads) == len(backbone) == 12 and backbone[:6] == [0.0] * 6
     assert [b / h for b, h in zip(backbone[6:], heads[6:], strict=True)] == pytest.approx([0.05] * 6, rel=1e-3)
 
@@ -107,7 +107,7 @@ def test_optimizer_and_schedule_come_from_a_file(run: Run, here: Path) -> None:
     options = ("--trainer.max_epochs", "3", "--trainer.log_every_n_steps", "6")
     code, _, err = run("fit", "--config", "sgd.yaml", *SMALL, *options)
     assert code == 0, err
-    assert _curve("train/learning_rate") == pytest.approx([0.01, 0.005, 0.0025])
+    assert _curve("lr-AdamW/heads") == pytest.approx([0.01, 0.005, 0.0025])
     (state,) = _checkpoint("last")["optimizer_states"]  # type: ignore[misc,attr-defined]
     groups = state["param_groups"]
     assert {group["momentum"] for group in groups} == {0.8}
@@ -116,7 +116,7 @@ def test_optimizer_and_schedule_come_from_a_file(run: Run, here: Path) -> None:
     config = str(VERSION / "config.yaml")
     code, _, err = run("fit", "--config", config, "--trainer.max_epochs", "4", "--ckpt_path", "last")
     assert code == 0, err
-    assert _curve("train/learning_rate")[-1] == pytest.approx(0.00125)
+    assert _curve("lr-AdamW/heads")[-1] == pytest.approx(0.00125)
 
 
 def test_a_schedule_can_take_a_step_in_each_step(run: Run, here: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_schedule_can_take_a_step_in_each_step(run: Run, here: Path) -> None:
     options += ("--trainer.max_steps", "3", "--trainer.log_every_n_steps", "1", "--model.learning_rate", "1e-3")
     code, _, err = run("fit", *SMALL, *options)
     assert code == 0, err
-    assert _curve("train/learning_rate") == pytest.approx([1e-3, 5e-4, 2.5e-4])
+    assert _curve("lr-AdamW/heads") == pytest.approx([1e-3, 5e-4, 2.5e-4])
 
 
 def test_a_schedule_may_look_at_validation(run: Run, here: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_schedule_may_look_at_validation(run: Run, here: Path) -> None:
     options = ("--model.lr_scheduler", schedule, "--trainer.max_epochs", "3", "--trainer.log_every_n_steps", "6")
     code, _, err = run("fit", *SMALL, *options, "--model.learning_rate", "1e-3")
     assert code == 0, err
-    assert _curve("train/learning_rate") == pytest.approx([1e-3, 1e-3, 1e-4])
+    assert _curve("lr-AdamW/heads") == pytest.approx([1e-3, 1e-3, 1e-4])
 
 
 def test_the_one_cycle_peak_is_the_optimizer_s_own_rate(run: Run, here: Path) -> None:
@@ -150,7 +150,7 @@ def test_the_one_cycle_peak_is_the_optimizer_s_own_rate(run: Run, here: Path) ->
     )
     code, _, err = run("fit", *SMALL, *options, "--trainer.max_steps", "12", "--trainer.log_every_n_steps", "1")
     assert code == 0, err
-    assert max(_curve("train/learning_rate")) == pytest.approx(0.04, rel=0.02)
+    assert max(_curve("lr-AdamW/heads")) == pytest.approx(0.04, rel=0.02)
     (state,) = _checkpoint("last")["optimizer_states"]  # type: ignore[misc,attr-defined]
     assert {group["momentum"] for group in state["param_groups"]} == {0.7}
 
@@ -221,7 +221,7 @@ def test_the_learning_rate_is_that_of_any_optimizer(run: Run, here: Path) -> Non
     options = ("--model.optimizer", "SGD", "--model.learning_rate", "0.02", "--model.weight_decay", "0.1")
     code, _, err = run("fit", *SMALL, *options, "--trainer.max_steps", "12", "--trainer.log_every_n_steps", "1")
     assert code == 0, err
-    assert max(_curve("train/learning_rate")) == pytest.approx(0.02, rel=0.02)
+    assert max(_curve("lr-AdamW/heads")) == pytest.approx(0.02, rel=0.02)
     (state,) = _checkpoint("last")["optimizer_states"]  # type: ignore[misc,attr-defined]
     assert [group["weight_decay"] for group in state["param_groups"]] == [0.1, 0, 0.1, 0]
 
