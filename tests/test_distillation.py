@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from agr_lightning.checkpoints import TrainedNetwork, read_trained, write_safetensors
+from agr_lightning.checkpoints import KEY, TrainedNetwork, describe, read_trained, write_safetensors
 from agr_lightning.distillation import Distillation
 from agr_lightning.labels import Task
 from agr_lightning.messages import UserError
@@ -120,6 +120,10 @@ def test_teachers_are_read_with_what_they_have_seen(here: Path, images: torch.Te
     distillation = Distillation.load(teachers, ("age", "gender"), 0.3)
     assert distillation.weight == 0.3 and distillation.images is not None
     assert distillation.images.tolist() == [1, 3, 5, 7]
+    # One that does not say what it has seen.
+    state = {f"network.{name}": value for name, value in _network().state_dict().items()}
+    torch.save({"state_dict": state, KEY: describe(NetworkConfig(image_size=32), {}, 0)}, here / "c.ckpt")
+    assert Distillation.load([*teachers, "c.ckpt"], ("age", "gender"), 0.3).images is None
     student = _network().eval()
     assert set(distillation.losses(images, student(images), student)) == {"age", "gender", "race"}
     for named, tasks, message in (

@@ -479,6 +479,14 @@ def test_a_head_of_another_age_loss_is_left_out() -> None:
     assert torch.equal(grown.heads["age"].weight, before)
 
 
+def test_a_head_is_taken_whole_or_not_at_all() -> None:
+    """The weights of these two heads are of one shape, their biases are not."""
+    source, grown = network(tasks=("age",), age_loss="l1"), network(tasks=("age",), age_loss="coral")
+    before = grown.heads["age"].weight.clone()
+    assert "loaded the backbone; fresh heads for age" in load_state(grown, source.state_dict(), "net.pth")
+    assert torch.equal(grown.heads["age"].weight, before)
+
+
 @pytest.mark.parametrize("wrap", ["network.{}", "module.{}", "{}"])
 def test_weights_are_found_under_the_names_that_wrappers_give(wrap: str) -> None:
     source, grown = network(), network()
