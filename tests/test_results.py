@@ -37,36 +37,7 @@ from agr_lightning.labels import MISSING, Task
 from agr_lightning.metrics import MaskedAccuracy, PredictionTable, StageMetrics
 from agr_lightning.models.losses import FixedWeights, LossWeights
 from agr_lightning.models.network import Predictions
-
-FACTS = {
-    "checkpoint": "checkpoints/best.ckpt",
-    "epoch": 3,
-    "network": {"backbone": "agr_cnn", "tasks": ["age", "gender", "race"]},
-    "parameters": 1000,
-    "training_seconds": None,
-    "temperatures": {"gender": 1.2, "race": 0.9},
-    "adult_threshold": 20.0,
-}
-
-
-def _samples(n: int, seed: int = 0) -> DataFrame:
-    rng = np.random.default_rng(seed)
-    labels = [(int(rng.integers(0, 117)), int(rng.integers(2)), int(rng.integers(5))) for _ in range(n)]
-    samples = DataFrame(labels, columns=["age", "gender", "race"])
-    return samples.assign(name=samples.index.astype(str), group=samples.index)
-
-
-def _table(samples: DataFrame, tasks: tuple[str, ...] = ("age", "gender", "race"), seed: int = 0) -> DataFrame:
-    rng = np.random.default_rng(seed)
-    n = len(samples)
-    gender, race = rng.dirichlet([1, 1], n), rng.dirichlet([1] * 5, n)
-    predicted = samples["age"] + rng.normal(0, 6, n) if "age" in tasks else np.full(n, np.nan)
-    gender = gender if "gender" in tasks else np.full((n, 2), np.nan)
-    race = race if "race" in tasks else np.full((n, 5), np.nan)
-    labels = samples[["age", "gender", "race"]].to_numpy()
-    return prediction_table(
-        np.column_stack([np.arange(n), labels, predicted, predicted - 6, predicted + 6, gender, race])
-    )
+from tests.finished_run import FACTS, random_samples, random_table, shades
 
 
 def _make(table: DataFrame, samples: DataFrame) -> Any:
@@ -74,8 +45,8 @@ def _make(table: DataFrame, samples: DataFrame) -> Any:
 
 
 def test_metrics_are_what_can_be_counted_by_hand() -> None:
-    samples = _samples(400)
-    table = _table(samples)
+    samples = random_samples(400)
+    table = random_table(samples)
     results = _make(table, samples)
     error = (table.predicted_age - table.age).to_numpy()
     metrics = results["metrics"]
@@ -95,8 +66,8 @@ def test_metrics_are_what_can_be_counted_by_hand() -> None:
 
 
 def test_classes_agree_with_torchmetrics() -> None:
-    samples = _samples(400)
-    table = _table(samples)
+    samples = random_samples(400)
+    table = random_table(samples)
     results = _make(table, samples)
     probabilities, labels = (
         torch.tensor(table[PROBABILITIES["race"]].to_numpy()),
@@ -121,8 +92,8 @@ def test_classes_agree_with_torchmetrics() -> None:
 
 
 def test_every_group_is_counted_and_pairs_where_there_are_enough() -> None:
-    samples = _samples(400)
-    table = _table(samples)
+    samples = random_samples(400)
+    table = random_table(samples)
     results = _make(table, samples)
     error = (table.predicted_age - table.age).to_numpy()
     groups = {(g["attribute"], g["value"]): g for g in results["groups"]}
@@ -142,8 +113,8 @@ def test_every_group_is_counted_and_pairs_where_there_are_enough() -> None:
 
 
 def test_the_worst_group_and_the_gap_are_found() -> None:
-    samples = _samples(2000)
-    table = _table(samples)
+    samples = random_samples(2000)
+    table = random_table(samples)
     error = np.where(table.race == 3, 20.0, 1.0)
     table = table.assign(predicted_age=table.age + error * np.where(np.arange(2000) % 2, 1, -1))
     results = _make(table, samples)
@@ -158,8 +129,8 @@ def test_the_worst_group_and_the_gap_are_found() -> None:
 
 def test_minors_are_told_from_adults_at_two_thresholds() -> None:
     age = np.array([10.0, 16, 17, 30, 19, 40])
-    samples = _samples(6).assign(age=age)
-    table = _table(samples).assign(predicted_age=np.array([9.0, 19, 16, 17, 20, 41]))
+    samples = random_samples(6).assign(age=age)
+    table = random_table(samples).assign(predicted_age=np.array([9.0, 19, 16, 17, 20, 41]))
     minors = _make(table, samples)["minors"]  # the careful threshold of these facts is 20 years
     assert (minors["minors"], minors["adults"]) == (3, 3)
     assert minors["default"]["recall"] == pytest.approx(2 / 3)
@@ -175,8 +146,8 @@ def test_minors_are_told_from_adults_at_two_thresholds() -> None:
 )
 def test_what_cannot_be_computed_is_null_with_a_reason(kind: str, tasks: tuple[str, ...]) -> None:
     n = {"ten samples": 10, "one sample": 1}.get(kind, 60)
-    samples = _samples(n)
-    table = _table(samples, tasks)
+    samples = random_samples(n)
+    table = random_table(samples, tasks)
     if kind == "no race labels":
         table = table.assign(race=MISSING)
     elif kind == "one class":
@@ -202,15 +173,15 @@ def test_what_cannot_be_computed_is_null_with_a_reason(kind: str, tasks: tuple[s
 
 
 def test_results_do_not_depend_on_chance_or_on_the_test_set_s_name() -> None:
-    samples = _samples(50)
-    assert make_results(_table(samples), samples, FACTS) == make_results(_table(samples), samples, FACTS)
-    other = make_results(_table(samples[:49]), samples[:49], FACTS)
-    assert other["test_set"] != make_results(_table(samples), samples, FACTS)["test_set"]
+    samples = random_samples(50)
+    assert make_results(random_table(samples), samples, FACTS) == make_results(random_table(samples), samples, FACTS)
+    other = make_results(random_table(samples[:49]), samples[:49], FACTS)
+    assert other["test_set"] != make_results(random_table(samples), samples, FACTS)["test_set"]
 
 
 def test_a_group_that_is_small_is_neither_the_worst_nor_in_a_gap() -> None:
-    samples = _samples(300).assign(gender=[1] * 29 + [0] * 271)
-    table = _table(samples)
+    samples = random_samples(300).assign(gender=[1] * 29 + [0] * 271)
+    table = random_table(samples)
     table["predicted_age"] = table.age + np.where(table.gender == 1, 50.0, 1.0)
     results = _make(table, samples)
     small = next(group for group in results["groups"] if group["value"] == "female")
@@ -220,9 +191,9 @@ def test_a_group_that_is_small_is_neither_the_worst_nor_in_a_gap() -> None:
 
 
 def test_a_share_of_none_or_all_has_the_interval_of_its_photos() -> None:
-    samples = _samples(40)
+    samples = random_samples(40)
     samples["group"] = samples.index // 2  # copies of 20 photos
-    table = _table(samples)
+    table = random_table(samples)
     table["predicted_age"] = table.age
     results = _make(table, samples)
     assert results["metrics"]["age_cs5"] == 1
@@ -240,8 +211,8 @@ def test_a_metric_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             f"agr_lightning.evaluation.results.{'BY_GROUP' if marked is BY_GROUP else 'RANKED'}", [*marked, worst]
         )
-    samples = _samples(300)
-    results = _make(_table(samples), samples)
+    samples = random_samples(300)
+    results = _make(random_table(samples), samples)
     metrics = results["metrics"]
     assert metrics["age_p90"] == metrics["age_rmse"]
     assert metrics["intervals"]["age_p90"] == metrics["intervals"]["age_rmse"]
@@ -252,8 +223,8 @@ def test_a_metric_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_line_for_the_terminal() -> None:
-    samples = _samples(1200)
-    table = _table(samples, ("gender",)).assign(gender=0)
+    samples = random_samples(1200)
+    table = random_table(samples, ("gender",)).assign(gender=0)
     table[PROBABILITIES["gender"]] = [0.9, 0.1]
     facts = FACTS | {"network": {"backbone": "agr_cnn", "tasks": ["gender"]}}
     line = summary(make_results(table, samples, facts))
@@ -309,13 +280,8 @@ def test_the_table_sorts_and_counts_each_sample_once() -> None:
 # ---------------------------------------------------------------------- figures
 
 
-def _shades(indices: Sequence[int]) -> np.ndarray:
-    """Images of one shade each, in the order in which they were asked for."""
-    return np.arange(len(indices), dtype=np.uint8)[:, None, None, None] * 7 + np.zeros((1, 16, 16, 3), np.uint8)
-
-
 def _draw(table: DataFrame, samples: DataFrame) -> dict[str, Figure]:
-    return draw_figures(table, _make(table, samples), _shades)
+    return draw_figures(table, _make(table, samples), shades)
 
 
 def _pixels(figure: Figure) -> np.ndarray:
@@ -326,8 +292,8 @@ def _pixels(figure: Figure) -> np.ndarray:
 
 @pytest.mark.parametrize("n", [1, 10, 500])
 def test_every_figure_is_drawn_for_any_number_of_samples(n: int) -> None:
-    samples = _samples(n)
-    figures = _draw(_table(samples), samples)
+    samples = random_samples(n)
+    figures = _draw(random_table(samples), samples)
     names = {"age_predicted_vs_actual", "age_error_by_age", "confusion_gender", "confusion_race"}
     assert set(figures) == names | {"reliability", "error_by_group", *FACE_FIGURES}
     for figure in figures.values():
@@ -335,8 +301,8 @@ def test_every_figure_is_drawn_for_any_number_of_samples(n: int) -> None:
 
 
 def test_figures_say_the_figure() -> None:
-    samples = _samples(300)
-    table = _table(samples)
+    samples = random_samples(300)
+    table = random_table(samples)
     figures = _draw(table, samples)
     error = np.abs(table.predicted_age - table.age).mean()
     assert f"{error:.2f} years (n = 300)" in figures["age_predicted_vs_actual"].axes[0].get_title()
@@ -347,8 +313,8 @@ def test_figures_say_the_figure() -> None:
 
 
 def test_figures_of_absent_tasks_are_left_out() -> None:
-    samples = _samples(5).assign(age=30, gender=0, race=MISSING)
-    table = _table(samples, ("gender",))
+    samples = random_samples(5).assign(age=30, gender=0, race=MISSING)
+    table = random_table(samples, ("gender",))
     figures = _draw(table, samples)
     assert set(figures) - {"worst_mistakes"} == {"confusion_gender", "reliability", "error_by_group", "sample_faces"}
     assert {text.get_text() for text in figures["sample_faces"].axes[0].texts[1:]} <= {"male", "female (male)"}
@@ -356,13 +322,13 @@ def test_figures_of_absent_tasks_are_left_out() -> None:
 
 @pytest.mark.parametrize("n", [1, 10, 500])
 def test_grids_hold_every_face_in_the_order_of_its_row(n: int) -> None:
-    samples = _samples(n)
-    table = _table(samples)
+    samples = random_samples(n)
+    table = random_table(samples)
     asked: list[list[int]] = []
 
     def faces(indices: Sequence[int]) -> np.ndarray:
         asked.append(list(indices))
-        return _shades(indices)
+        return shades(indices)
 
     # The table's order is not that of the images.
     table["index"] = table["index"].to_numpy()[::-1]
@@ -377,8 +343,8 @@ def test_grids_hold_every_face_in_the_order_of_its_row(n: int) -> None:
 
 
 def test_captions_of_mistakes_are_red() -> None:
-    samples = _samples(8).assign(age=[30.0] * 8, gender=1, race=[2] * 7 + [MISSING])
-    table = _table(samples).assign(predicted_age=[30.0] * 6 + [41.0, 30.0])
+    samples = random_samples(8).assign(age=[30.0] * 8, gender=1, race=[2] * 7 + [MISSING])
+    table = random_table(samples).assign(predicted_age=[30.0] * 6 + [41.0, 30.0])
     table[PROBABILITIES["gender"]], table[PROBABILITIES["race"]] = np.eye(2)[1], np.eye(5)[2]
     table.loc[1, PROBABILITIES["race"]] = np.eye(5)[0]
     title, *captions = _draw(table, samples)["sample_faces"].axes[0].texts
@@ -388,13 +354,13 @@ def test_captions_of_mistakes_are_red() -> None:
 
 
 def test_a_sample_is_spread_over_the_test_set() -> None:
-    assert sample_rows(_table(_samples(100))).tolist() == [i * 100 // 32 for i in range(32)]
-    assert sample_rows(_table(_samples(5))).tolist() == [0, 1, 2, 3, 4]
+    assert sample_rows(random_table(random_samples(100))).tolist() == [i * 100 // 32 for i in range(32)]
+    assert sample_rows(random_table(random_samples(5))).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_the_worst_mistakes_come_first() -> None:
-    samples = _samples(60)
-    table = _table(samples)
+    samples = random_samples(60)
+    table = random_table(samples)
     right = np.eye(5)[table.race] * 0.9 + 0.02
     right[7] = np.roll(right[7], 1)
     right[8] = np.where(np.eye(5)[(table.race[8] + 1) % 5] > 0, 0.6, 0.1)
