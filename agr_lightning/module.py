@@ -224,13 +224,6 @@ class AGRModule(CheckpointedModule):
         self._seed = torch.initial_seed() % 2**32 + self.trainer.global_rank * 10**6
         if stage != "fit":
             return
-        if self.hparams["freeze_epochs"] and not (
-            self.hparams["pretrained"] or self.hparams["weights"] or self.trainer.ckpt_path
-        ):
-            raise UserError(
-                f"--model.freeze_epochs {self.hparams['freeze_epochs']} would freeze random weights: "
-                "start from --model.pretrained true or --model.weights FILE."
-            )
         if self.hparams["teachers"]:
             self.distillation = Distillation.load(
                 self.hparams["teachers"], self.tasks, self.hparams["distillation_weight"]
@@ -250,8 +243,14 @@ class AGRModule(CheckpointedModule):
     def on_fit_start(self) -> None:
         if any(isinstance(each, BatchSizeFinder | LearningRateFinder) for each in self.trainer.callbacks):  # type: ignore[attr-defined]
             self.trainer.strategy.setup_optimizers(self.trainer)  # for what they have found
+        options = self.hparams
         if self.trainer.ckpt_path:
             check_resumed(self.resumed_schedule, self.trainer)
+        elif options["freeze_epochs"] and not (options["pretrained"] or options["weights"]):
+            raise UserError(
+                f"--model.freeze_epochs {options['freeze_epochs']} would freeze random weights: "
+                "start from --model.pretrained true or --model.weights FILE."
+            )
         if self.hparams["compile"]:
             # The network alone: Lightning's logging inside would be compiled again and again. Evaluation stays as it
             # is, since the last batch of each would be one more size.

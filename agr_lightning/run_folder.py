@@ -106,14 +106,23 @@ class ConfigWriter(lightning.Callback):
     def __init__(self, text: str | None = None) -> None:
         self.text = text
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._write(trainer, pl_module)
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._write(trainer, pl_module)
+
+    on_test_start = on_predict_start = on_fit_start
+
+    def _write(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         folder = run_folder(trainer)
         if folder is None or not trainer.is_global_zero:
             return
         path = folder / CONFIG_FILE
-        if stage == "fit" and trainer.ckpt_path and path.is_file():
-            return
-        atomic_text(path, self.text if self.text is not None else _known_options(trainer, pl_module))
+        resumed = trainer.state.fn == "fit" and trainer.ckpt_path is not None
+        if not (resumed and path.is_file()):
+            atomic_text(path, self.text if self.text is not None else _known_options(trainer, module))
 
 
 def _known_options(trainer: lightning.Trainer, module: lightning.LightningModule) -> str:

@@ -164,7 +164,7 @@ class AGRCommandLine(LightningCLI):
         if self.command == "fit" and self.trained is not None:
             # The checkpoint's weights replace the initial ones, which may be gone.
             self.config = whole.clone()
-            self.config.model.update({"weights": None, "pretrained": False})
+            self.config["model.weights"], self.config["model.pretrained"] = None, False
         super().instantiate_classes()
         self.config = whole
 
@@ -238,19 +238,24 @@ def run(command: str, options: Sequence[str], model_class: type[AGRModule] = AGR
         _test_best(cli)
     else:
         assert trained is not None
-        cli.model.take(trained)
-        method = getattr(trainer, command)
-        method(cli.model, cli.datamodule, **({} if command == "predict" else {"verbose": command == "validate"}))
+        if trained.exported:
+            cli.model.take(trained)
+        ckpt_path = None if trained.exported else str(trained.path)
+        options = {} if command == "predict" else {"verbose": command == "validate"}
+        getattr(trainer, command)(cli.model, cli.datamodule, ckpt_path=ckpt_path, **options)
         _log_places(trainer, None)
 
 
 def _test_best(cli: AGRCommandLine) -> None:
     kept = [each for each in cli.trainer.checkpoint_callbacks if isinstance(each, BestCheckpoint)]
     path = kept[0].best_model_path if kept else ""
-    if cli.config.test_after_fit and path:
-        cli.trainer.test(cli.model, cli.datamodule, ckpt_path=path, verbose=False)
-    elif cli.config.test_after_fit and kept:
-        _log.info(f"No {BEST}.ckpt, since nothing was validated: so nothing is tested either.")
+    if cli.config.test_after_fit and kept:
+        if not path:
+            _log.info(f"No {BEST}.ckpt, since nothing was validated: so nothing is tested either.")
+        elif cli.datamodule.samples("test").empty:
+            _log.info("No images are left for a test.")
+        else:
+            cli.trainer.test(cli.model, cli.datamodule, ckpt_path=path, verbose=False)
     _log_places(cli.trainer, path)
 
 

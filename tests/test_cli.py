@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from agr_lightning.inference.predictions import COLUMNS
+from agr_lightning.option_errors import explain
 from PIL import Image
 
 from agr_lightning import __version__
 from agr_lightning.cli import COMMANDS
-from agr_lightning.inference.predictions import COLUMNS
-from agr_lightning.option_errors import explain
 from tests.conftest import FAST, copy_run, save_noise
 
 Run = Callable[..., tuple[int, str, str]]

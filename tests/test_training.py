@@ -9,12 +9,12 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
-from agr_lightning.data.datamodule import UTKFaceDataModule
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agr_lightning.callbacks import training_callbacks
+from agr_lightning.datamodule import UTKFaceDataModule
 from agr_lightning.module import AGRModule
 from tests.conftest import FAST
 

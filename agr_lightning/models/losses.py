@@ -103,6 +103,8 @@ class JointLoss(nn.Module):
         tasks: tuple[Task, ...] = TASKS,
     ) -> None:
         super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"--model.label_smoothing {label_smoothing} must be at least 0 and below 1.")
         self._label_smoothing = label_smoothing
         self.age_loss = build_age_loss(age_loss)
         self.total = (FixedWeights if weighting == "fixed" else UncertaintyWeights)(weights, tasks)
