@@ -35,7 +35,7 @@ class Batch(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """The sample of an index in its dataset, drawn at a position of an epoch's order; these fix its augmentation."""
+    """A sample, by its index in the dataset, at a position in the order of an epoch over all ranks."""
 
     epoch: int
     position: int
