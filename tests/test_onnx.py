@@ -247,8 +247,8 @@ def test_predicting_needs_no_torch(small: Path, here: Path) -> None:
     Image.fromarray(draw_photo((200, 60, 320))).save("a.jpg")
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from agr_lightning.inference.predict import OutputOptions, PhotoOptions, predict\n"
-        f"predict('a.jpg', {str(small)!r}, photos=PhotoOptions('haar'), output=OutputOptions(annotate='copies'))"
+        "from agr_lightning.inference.predict import OutputOptions, predict\n"
+        f"predict('a.jpg', {str(small)!r}, output=OutputOptions(annotate='copies'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -351,6 +351,20 @@ def test_however_much_there_is_little_is_held(here: Path) -> None:
     assert [photo.index for batch in batches for photo in batch] == [7, *[9] * 50, 11]
 
 
+@pytest.mark.parametrize("keep_picture", [False, True])
+def test_more_photos_than_are_read_ahead_come_in_their_order(here: Path, keep_picture: bool) -> None:
+    for number in range(45):
+        Image.new("RGB", (20, 20), (5 * number, 0, 0)).save(f"{number}.png")
+    inputs = [(3 * number, Path(f"{number}.png")) for number in range(45)]
+    reader = PhotoReader(PhotoOptions("none"), 20, keep_picture)
+    photos = [photo for batch in photo_batches(inputs, reader, 4) for photo in batch]
+    assert [photo.index for photo in photos] == [index for index, _ in inputs]
+    assert [int(photo.crops[0, 0, 0, 0]) for photo in photos] == [5 * number for number in range(45)]
+    assert all((photo.picture is not None) == keep_picture for photo in photos)
+    # Whoever stops asking leaves no thread behind.
+    assert len(next(photo_batches(inputs, reader, 4))) >= 4
+
+
 def test_large_photos_are_read_one_at_a_time(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photos_module, "_LARGE", 1000)
     sizes = [(40, 40), (30, 30)] * 8

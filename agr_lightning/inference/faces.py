@@ -91,7 +91,7 @@ def build_detector(name: DetectorName) -> Detector | None:
     Raises:
         UserError: when it is not installed.
     """
-    installed = importlib.util.find_spec("facenet_pytorch") is not None
+    installed = all(importlib.util.find_spec(library) for library in ("torch", "facenet_pytorch"))
     if name == "mtcnn" and not installed:
         raise UserError(f"--faces mtcnn {needs('facenet-pytorch', 'faces')}; or use --faces haar.")
     if name == "auto":

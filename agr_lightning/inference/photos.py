@@ -160,7 +160,7 @@ class PhotoReader:
             name.
 
     Raises:
-        UserError: when the face detector is unknown or not installed.
+        UserError: when the face detector is not installed.
     """
 
     def __init__(self, options: PhotoOptions, size: int, keep_picture: bool = False, of_cards: bool = False) -> None:
