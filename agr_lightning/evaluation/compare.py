@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,8 +46,8 @@ def compare(runs: Sequence[str], output: str | None = None) -> str:
     folder = None if output is None else user_path(output)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    alike = table["name"].duplicated(keep=False)
-    table.loc[alike, "name"] += ", " + table["run"][alike].map(_run_name)
+    alike, folders = table["name"].duplicated(keep=False), table.pop("folder")
+    table.loc[alike, "name"] += ", " + folders[alike].map(run_name)
     # Equal networks are measured once.
     configs = list(dict.fromkeys(table["config"]))
     costs = measure_costs([AGRNetwork(config) for config in configs]).assign(config=configs)
@@ -82,12 +81,7 @@ def _read(run: str) -> dict[str, Any]:
             row |= {f"{name}_worst_group": worst["value"], f"{name}_worst": worst[name]}
     except (ValueError, KeyError, TypeError, AttributeError, UserError):
         raise not_ours(folder / RESULTS_FILE) from None
-    return row | {"config": config}
-
-
-def _run_name(run: str) -> str:
-    path = Path(run).resolve()
-    return run_name(path.parent if path.name == RESULTS_FILE else path)
+    return row | {"folder": folder, "config": config}
 
 
 def _markdown(rows: DataFrame) -> str:
@@ -204,15 +198,10 @@ def _error_against_latency(axes: Axes, rows: DataFrame, metric: Metric) -> None:
     steps = min(0.9 / len(errors), 0.075) * np.arange(len(errors))
     apart = np.maximum.accumulate(wanted - steps) + steps
     places = np.clip(apart - (apart - wanted).mean(), steps, 1 - steps[::-1])
+    line = {"arrowstyle": "-", "color": QUIET, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
     for row, place in zip(errors.to_dict("records"), places, strict=True):
-        axes.annotate(
-            row["name"],
-            xy=(row["latency_ms"], row[metric.name]),
-            xytext=(1.03, place),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=8,
-            color=INK,
-            arrowprops={"arrowstyle": "-", "color": QUIET, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3},
-            annotation_clip=False,
+        point, beside = (row["latency_ms"], row[metric.name]), (1.03, place)
+        text = axes.annotate(
+            row["name"], point, beside, textcoords="axes fraction", arrowprops=line, annotation_clip=False
         )
+        text.set(va="center", fontsize=8, color=INK)

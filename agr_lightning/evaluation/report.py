@@ -11,24 +11,12 @@ import yaml
 from markupsafe import Markup
 from PIL import Image
 
+from agr_lightning import runs
 from agr_lightning.evaluation.figures import CURVES_FIGURE, FACE_FIGURES, draw_curves, read_curves
 from agr_lightning.evaluation.metric_table import BY_GROUP, HEADLINE, METRICS
 from agr_lightning.files import atomic_text, atomic_write
-from agr_lightning.runs import (
-    BEST,
-    CARD_FILE,
-    CONFIG_FILE,
-    FIGURES_FOLDER,
-    REPORT_FILE,
-    RESULTS_FILE,
-    SAFETENSORS_SUFFIX,
-    SPLITS_FOLDER,
-    not_ours,
-    read_results,
-    run_name,
-)
 
-_TEMPLATES = {REPORT_FILE: "report.html", CARD_FILE: "model_card.md"}
+_TEMPLATES = {runs.REPORT_FILE: "report.html", runs.CARD_FILE: "model_card.md"}
 
 _SHIPPED = ("agr", "small")
 
@@ -53,30 +41,30 @@ def write_report(run: str, faces: bool = True) -> list[Path]:
     Raises:
         UserError: when the run has no results of this version.
     """
-    folder, results = read_results(run)
+    folder, results = runs.read_results(run)
     try:
         checkpoint = str(results["checkpoint"])
-        exported = checkpoint in _SHIPPED or checkpoint.endswith(SAFETENSORS_SUFFIX)
+        exported = checkpoint in _SHIPPED or checkpoint.endswith(runs.SAFETENSORS_SUFFIX)
         trained = (folder / checkpoint).parent.parent.resolve() if checkpoint else folder
         # A run that only tested has options too, but no lists of images that it trained on.
-        known = not exported and (trained / SPLITS_FOLDER).is_dir()
+        known = not exported and (trained / runs.SPLITS_FOLDER).is_dir()
         content = {
-            "name": run_name(folder),
+            "name": runs.run_name(folder),
             "results": results,
             "metrics": METRICS,
             "headline": HEADLINE,
             "group_metrics": [metric for metric in BY_GROUP if results["metrics"][metric.name] is not None],
             "tested_with": _options(folder),
             "trained_with": _options(trained) if known else _NO_OPTIONS,
-            "images": _count_images(trained / SPLITS_FOLDER) if known else {},
+            "images": _count_images(trained / runs.SPLITS_FOLDER) if known else {},
             "exported": exported,
-            "best": Path(checkpoint).stem == BEST,
+            "best": Path(checkpoint).stem == runs.BEST,
             "figures": _figures(folder, trained if known else None, faces),
             "faces": faces,
         }
         texts = {file: _fill(template, content) for file, template in _TEMPLATES.items()}
     except (jinja2.UndefinedError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        raise not_ours(folder / RESULTS_FILE) from None
+        raise runs.not_ours(folder / runs.RESULTS_FILE) from None
     for file, text in texts.items():
         atomic_text(folder / file, text)
     return [folder / file for file in texts]
@@ -111,10 +99,10 @@ def _figures(folder: Path, trained: Path | None, faces: bool) -> dict[str, dict[
         trained: of the run that trained, where it is known.
         faces: whether to take those of photos.
     """
-    paths = {path.stem: path for path in sorted((folder / FIGURES_FOLDER).glob("*.png"))}
+    paths = {path.stem: path for path in sorted((folder / runs.FIGURES_FOLDER).glob("*.png"))}
     curves = draw_curves(read_curves(trained)) if trained and CURVES_FIGURE not in paths else None
     if curves is not None:
-        paths[CURVES_FIGURE] = folder / FIGURES_FOLDER / f"{CURVES_FIGURE}.png"
+        paths[CURVES_FIGURE] = folder / runs.FIGURES_FOLDER / f"{CURVES_FIGURE}.png"
         paths[CURVES_FIGURE].parent.mkdir(exist_ok=True)
         with atomic_write(paths[CURVES_FIGURE]) as file:
             curves.savefig(file)
@@ -134,7 +122,7 @@ def _embedded(path: Path) -> dict[str, Any]:
 def _options(folder: Path) -> dict[str, dict[str, str]]:
     """A run's options in words, of data, model and trainer; none where its config.yaml is missing or damaged."""
     try:
-        options = yaml.safe_load((folder / CONFIG_FILE).read_text())
+        options = yaml.safe_load((folder / runs.CONFIG_FILE).read_text())
         options["trainer"] = {name: options["trainer"].get(name) for name in _TRAINER}
         options["trainer"]["seed"] = options["seed_everything"]
         found = {part: {name: _words(value) for name, value in options[part].items()} for part in _NO_OPTIONS}

@@ -9,18 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pandas import Categorical, DataFrame, Series
 
+from agr_lightning.evaluation import metric_table
 from agr_lightning.evaluation.bootstrap import Block, Sums, percentiles, resample, wilson
-from agr_lightning.evaluation.metric_table import (
-    BY_GROUP,
-    HEADLINE,
-    METRICS,
-    RANKED,
-    Metric,
-    confidence,
-    confidence_bin,
-    hits,
-    predicted,
-)
+from agr_lightning.evaluation.metric_table import BY_GROUP, HEADLINE, METRICS, RANKED, Metric
 from agr_lightning.labels import AGE_BANDS, CLASSES, ClassTask, age_band
 from agr_lightning.models.calibration import ADULT, AGE_INTERVAL_LEVEL
 
@@ -189,11 +180,13 @@ def _gaps(entries: Sequence[Entry], metric: Metric, estimates: Mapping[tuple[Gro
 
 def _classes(table: DataFrame, task: ClassTask) -> Entry | None:
     """Counts of labelled against predicted classes, and precision, recall and F1 of each class."""
-    known = ~np.isnan(hits(table, task))
+    known = ~np.isnan(metric_table.hits(table, task))
     if not known.any():
         return None
     n = len(CLASSES[task])
-    counts = np.bincount(table[task][known] * n + predicted(table, task)[known], minlength=n * n).reshape(n, n)
+    counts = np.bincount(table[task][known] * n + metric_table.predicted(table, task)[known], minlength=n * n).reshape(
+        n, n
+    )
     right, labelled, chosen = counts.diagonal(), counts.sum(1), counts.sum(0)
     classes = DataFrame({"class": CLASSES[task], "n": labelled}).assign(
         precision=Series(right) / chosen, recall=Series(right) / labelled, f1=Series(2 * right) / (labelled + chosen)
@@ -209,10 +202,12 @@ def _records(table: DataFrame) -> list[Entry]:
 
 def _reliability(table: DataFrame, task: ClassTask, temperature: float) -> Entry | None:
     """How often the classifier is right where it is so and so sure."""
-    faces = DataFrame({"confidence": confidence(table, task), "accuracy": hits(table, task)}).dropna()
+    faces = DataFrame(
+        {"confidence": metric_table.confidence(table, task), "accuracy": metric_table.hits(table, task)}
+    ).dropna()
     if faces.empty:
         return None
-    bins = faces.groupby(confidence_bin(faces["confidence"].to_numpy()))
+    bins = faces.groupby(metric_table.confidence_bin(faces["confidence"].to_numpy()))
     found = bins.mean().assign(n=bins.size())
     return {"temperature": temperature, "bins": found.to_dict("records")}
 
