@@ -91,6 +91,22 @@ def test_classes_agree_with_torchmetrics() -> None:
     assert sum(each["n"] for each in bins) == 400 and results["calibration"]["race"]["temperature"] == 0.9
 
 
+def test_calibration_errors_of_both_signs_do_not_cancel() -> None:
+    samples = random_samples(400).assign(gender=0)
+    table = random_table(samples)
+    # Half of the images: 60 % sure and always right; the others: 90 % sure and always wrong.
+    chosen = np.where(np.arange(400) % 2, 0.6, 0.1)
+    table[PROBABILITIES["gender"]] = np.stack([chosen, 1 - chosen], axis=1)
+    assert _make(table, samples)["metrics"]["gender_ece"] == pytest.approx((0.4 + 0.9) / 2)
+
+
+def test_balanced_accuracy_is_over_the_classes_that_there_are() -> None:
+    samples = random_samples(60).assign(race=2)
+    metrics = _make(random_table(samples), samples)["metrics"]
+    assert metrics["race_balanced_acc"] == pytest.approx(metrics["race_acc"])
+    assert metrics["intervals"]["race_balanced_acc"] == pytest.approx(metrics["intervals"]["race_acc"])
+
+
 def test_every_group_is_counted_and_pairs_where_there_are_enough() -> None:
     samples = random_samples(400)
     table = random_table(samples)
