@@ -12,7 +12,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from agr_lightning import runs
-from agr_lightning.evaluation.figures import CURVES_FIGURE, FACE_FIGURES, draw_curves, read_curves
+from agr_lightning.evaluation.figures import CURVES_FIGURE, draw_curves, read_curves
 from agr_lightning.evaluation.metric_table import BY_GROUP, HEADLINE, METRICS
 from agr_lightning.files import atomic_text, atomic_write
 
@@ -59,7 +59,7 @@ def write_report(run: str, faces: bool = True) -> list[Path]:
             "images": _count_images(trained / runs.SPLITS_FOLDER) if known else {},
             "exported": exported,
             "best": Path(checkpoint).stem == runs.BEST,
-            "figures": _figures(folder, trained if known else None, faces),
+            "figures": _figures(folder, trained if known else None),
             "faces": faces,
         }
         texts = {file: _fill(template, content) for file, template in _TEMPLATES.items()}
@@ -91,13 +91,12 @@ def _markdown(value: object) -> object:
     return Markup(re.sub(special, r"\\\g<0>", " ".join(value.split())))
 
 
-def _figures(folder: Path, trained: Path | None, faces: bool) -> dict[str, dict[str, Any]]:
+def _figures(folder: Path, trained: Path | None) -> dict[str, dict[str, Any]]:
     """The figures in a run folder, by name, as the page embeds them.
 
     Args:
         folder: of the run that was tested; it gets a figure of the training curves where it has none.
         trained: of the run that trained, where it is known.
-        faces: whether to take those of photos.
     """
     paths = {path.stem: path for path in sorted((folder / runs.FIGURES_FOLDER).glob("*.png"))}
     curves = draw_curves(read_curves(trained)) if trained and CURVES_FIGURE not in paths else None
@@ -106,7 +105,7 @@ def _figures(folder: Path, trained: Path | None, faces: bool) -> dict[str, dict[
         paths[CURVES_FIGURE].parent.mkdir(exist_ok=True)
         with atomic_write(paths[CURVES_FIGURE]) as file:
             curves.savefig(file)
-    return {name: _embedded(path) for name, path in paths.items() if faces or name not in FACE_FIGURES}
+    return {name: _embedded(path) for name, path in paths.items()}
 
 
 def _embedded(path: Path) -> dict[str, Any]:
