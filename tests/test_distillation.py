@@ -189,7 +189,7 @@ def test_nothing_is_tested_on_what_a_teacher_has_seen(trained: Path, here: Path,
     ("options", "message"),
     [
         (("--model.teachers", "[nowhere.ckpt]"), "--model.teachers nowhere.ckpt does not exist"),
-        (("--model.teachers", "nowhere"), "--model.teachers"),
+        (("--model.teachers", "nowhere"), "model.teachers"),
         (("--model.teachers", "[agr]", "--model.distillation_weight", "2"), "--model.distillation_weight 2.0 must be"),
     ],
 )
