@@ -60,10 +60,11 @@ class CheckpointedModule(lightning.LightningModule):
         self.training_images, self.validation_images = trained.training_images, trained.validation_images
         self.loaded_from, self.checkpoint_epoch = trained.name, trained.epoch
 
-    def add_training_images(self, images: NDArray[np.int64] | None) -> None:
-        """Remembers what others have seen from whom this module learns; None where nobody knows."""
-        known = self.training_images
-        self.training_images = None if known is None or images is None else np.union1d(known, images)
+    def learn_from(self, trained: TrainedNetwork) -> None:
+        """Remembers what another network has seen from which this one learns."""
+        for name in ("training_images", "validation_images"):
+            own, theirs = getattr(self, name), getattr(trained, name)
+            setattr(self, name, None if own is None or theirs is None else np.union1d(own, theirs))
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
@@ -90,7 +91,9 @@ class CheckpointedModule(lightning.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.training_images is None or not hasattr(data, "fingerprints"):
             return None, None
-        return np.union1d(self.training_images, data.fingerprints("train")), np.unique(data.fingerprints("val"))
+        validation = np.empty(0, np.int64) if self.validation_images is None else self.validation_images
+        splits = (self.training_images, "train"), (validation, "val")
+        return tuple(np.union1d(images, data.fingerprints(split)) for images, split in splits)  # type: ignore[return-value]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         facts, state = checkpoint.get(KEY), checkpoint["state_dict"]

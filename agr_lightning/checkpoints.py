@@ -69,13 +69,6 @@ class TrainedNetwork:
         return next((name for name, path in SHIPPED.items() if path == self.path), str(self.path))
 
     @property
-    def images(self) -> NDArray[np.int64] | None:
-        """All images that it has seen; None where that is not known."""
-        if self.training_images is None or self.validation_images is None:
-            return None
-        return np.union1d(self.training_images, self.validation_images)
-
-    @property
     def exported(self) -> bool:
         """Whether it is a network alone, and no training that could go on."""
         return self.path.suffix == SAFETENSORS_SUFFIX

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from agr_lightning.checkpoints import load_trained
+from agr_lightning.checkpoints import TrainedNetwork, load_trained
 from agr_lightning.labels import Task
 from agr_lightning.messages import UserError
 from agr_lightning.models.age import AgeDistribution
@@ -30,16 +28,16 @@ class Distillation:
     Args:
         networks: the teachers, at least one.
         weight: share of the training loss that is about their answers, above 0 and at most 1.
-        images: fingerprints of all images that they have seen, int64 ``(n,)``; None where nobody knows.
+        trained: what is known of the teachers.
 
     Raises:
         UserError: for a weight that cannot be.
     """
 
-    def __init__(self, networks: Sequence[AGRNetwork], weight: float, images: NDArray[np.int64] | None = None) -> None:
+    def __init__(self, networks: Sequence[AGRNetwork], weight: float, trained: Sequence[TrainedNetwork] = ()) -> None:
         if not 0 < weight <= 1:
             raise UserError(f"--model.distillation_weight {weight} must be above 0, and 1 at most.")
-        self.weight, self.images = weight, images
+        self.weight, self.trained = weight, trained
         self._networks = [network.eval().requires_grad_(False) for network in networks]
 
     @classmethod
@@ -57,9 +55,7 @@ class Distillation:
                     f"--model.teachers {teacher.name} knows {' and '.join(known)} alone, and has nothing to teach for "
                     f"--model.tasks [{', '.join(tasks)}]."
                 )
-        images = [teacher.images for teacher in trained if teacher.images is not None]
-        seen = np.unique(np.concatenate(images)) if len(images) == len(trained) else None
-        return cls([teacher.network() for teacher in trained], weight, seen)
+        return cls([teacher.network() for teacher in trained], weight, trained)
 
     def losses(self, images: Tensor, outputs: dict[Task, Tensor], student: AGRNetwork) -> dict[Task, Tensor]:
         """How far a student's answers are from the teachers', by task; tasks that no teacher has are left out.

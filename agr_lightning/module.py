@@ -128,7 +128,7 @@ class AGRModule(CheckpointedModule):
             state, trained = read_weights(path, "--model.weights")
             _log.info(load_state(self.network, state, f"--model.weights {options['weights']}"))
             if trained is not None:
-                self.add_training_images(trained.images)
+                self.learn_from(trained)
         elif options["pretrained"]:
             _log.info(load_pretrained(self.network))
 
@@ -228,7 +228,8 @@ class AGRModule(CheckpointedModule):
             self.distillation = Distillation.load(
                 self.hparams["teachers"], self.tasks, self.hparams["distillation_weight"]
             )
-            self.add_training_images(self.distillation.images)
+            for teacher in self.distillation.trained:
+                self.learn_from(teacher)
             _log.info(f"learns from {', '.join(self.hparams['teachers'])} beside the labels")
         if "race" in self.tasks and self.trainer.datamodule is not None:  # type: ignore[attr-defined]
             races = self.trainer.datamodule.samples("train")["race"].to_numpy()  # type: ignore[attr-defined]
@@ -241,10 +242,10 @@ class AGRModule(CheckpointedModule):
                 self.loss.weigh_races(balanced_weights(np.bincount(races[races >= 0], minlength=len(RACES)).tolist()))
 
     def on_fit_start(self) -> None:
+        options = self.hparams
         if any(isinstance(each, BatchSizeFinder | LearningRateFinder) for each in self.trainer.callbacks):  # type: ignore[attr-defined]
             self.trainer.strategy.setup_optimizers(self.trainer)  # for what they have found
-        options = self.hparams
-        if self.trainer.ckpt_path:
+        elif self.trainer.ckpt_path:
             check_resumed(self.resumed_schedule, self.trainer)
         elif options["freeze_epochs"] and not (options["pretrained"] or options["weights"]):
             raise UserError(

@@ -241,8 +241,8 @@ def run(command: str, options: Sequence[str], model_class: type[AGRModule] = AGR
         if trained.exported:
             cli.model.take(trained)
         ckpt_path = None if trained.exported else str(trained.path)
-        options = {} if command == "predict" else {"verbose": command == "validate"}
-        getattr(trainer, command)(cli.model, cli.datamodule, ckpt_path=ckpt_path, **options)
+        verbose = {} if command == "predict" else {"verbose": command == "validate"}
+        getattr(trainer, command)(cli.model, cli.datamodule, ckpt_path=ckpt_path, **verbose)
         _log_places(trainer, None)
 
 

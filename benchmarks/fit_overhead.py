@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from agr_lightning.data.loading import Batch
-from agr_lightning.datamodule import UTKFaceDataModule
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from measure import USE_STOPWATCH, Stopwatch, in_turns, machine, per_second, quietly, show, silence, wait_for_device
 from torch import Tensor
 
+from agr_lightning.data.loading import Batch
+from agr_lightning.datamodule import UTKFaceDataModule
 from agr_lightning.module import AGRModule
 
 WARM_UP = 5

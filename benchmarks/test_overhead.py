@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from agr_lightning.datamodule import UTKFaceDataModule
 from measure import USE_STOPWATCH, Stopwatch, in_turns, per_second, quietly, repeated, show, silence, wait_for_device
 
+from agr_lightning.datamodule import UTKFaceDataModule
 from agr_lightning.module import AGRModule
 
 _COMMAND = """

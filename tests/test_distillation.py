@@ -118,12 +118,12 @@ def test_teachers_are_read_with_what_they_have_seen(here: Path, images: torch.Te
         _teacher(here / "b.safetensors", ("gender",), [5, 7], []),
     ]
     distillation = Distillation.load(teachers, ("age", "gender"), 0.3)
-    assert distillation.weight == 0.3 and distillation.images is not None
-    assert distillation.images.tolist() == [1, 3, 5, 7]
+    assert distillation.weight == 0.3
+    assert [teacher.training_images is not None for teacher in distillation.trained] == [True, True]
     # One that does not say what it has seen.
     state = {f"network.{name}": value for name, value in _network().state_dict().items()}
     torch.save({"state_dict": state, KEY: describe(NetworkConfig(image_size=32), {}, 0)}, here / "c.ckpt")
-    assert Distillation.load([*teachers, "c.ckpt"], ("age", "gender"), 0.3).images is None
+    assert Distillation.load([*teachers, "c.ckpt"], ("age", "gender"), 0.3).trained[2].training_images is None
     student = _network().eval()
     assert set(distillation.losses(images, student(images), student)) == {"age", "gender", "race"}
     for named, tasks, message in (

@@ -82,7 +82,7 @@ def test_what_initial_weights_and_teachers_have_seen_is_left_out_of_tests(here: 
         trainer = _trainer(max_steps=1)
         trainer.fit(AGRModule(image_size=32, **options), data)  # type: ignore[arg-type]
         names = set(data.fingerprints("test").tolist())
-        assert seen.images is not None and not names & set(seen.images.tolist())
+        assert seen.training_images is not None and not names & set(seen.training_images.tolist())
 
 
 def test_a_trainer_tests_on_what_the_weights_have_not_seen(run: Run, here: Path, trained: Path) -> None:

@@ -233,17 +233,6 @@ def test_a_few_batches_can_be_overfitted(here: Path, run) -> None:
     assert code == 0, err
 
 
-@pytest.mark.parametrize("units", [False, True])
-def test_mixed_precision_on_a_cpu_that_emulates_it_is_warned_of(
-    here: Path, run, monkeypatch: pytest.MonkeyPatch, units: bool
-) -> None:
-    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: units)
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    options = ("--trainer.max_steps", "1", "--trainer.precision", "bf16-mixed", "--test_after_fit", "false")
-    code, out, _ = run("fit", *FAST, "--data.synthetic", "120", *options)
-    assert code == 0 and ("warning: this CPU has no units" in out) is not units
-
-
 def test_gradients_can_be_clipped_under_mixed_precision(here: Path, run) -> None:
     code, _, err = run(
         *("fit", *FAST, "--data.synthetic", "120", "--trainer.max_steps", "2", "--trainer.gradient_clip_val", "1"),
@@ -287,15 +276,15 @@ def test_a_network_that_cannot_be_compiled_is_one_line(here: Path, run, monkeypa
 
     monkeypatch.setattr("torch.compile", lambda forward, **options: failing)
     code, _, err = run("fit", *FAST, "--data.synthetic", "120", "--model.compile", "true")
-    assert code == 1 and err.startswith("error: --model.compile true") and "no C++ compiler" in err
+    assert code == 1 and err.startswith("error: no C++ compiler") and len(err.splitlines()) == 1
 
 
 def test_mixed_precision_and_accumulation_train(here: Path, run) -> None:
-    code, out, _ = run(
+    code, _, _ = run(
         *("fit", *FAST, "--data.synthetic", "120", "--trainer.max_epochs", "2"),
         *("--trainer.precision", "bf16-mixed", "--trainer.accumulate_grad_batches", "2"),
     )
-    assert code == 0 and "precision bf16-mixed" in out
+    assert code == 0
     checkpoint = torch.load(here / "lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 6  # 2 epochs of 6 batches, two a step
     assert checkpoint["state_dict"]["network.heads.age.weight"].dtype == torch.float32
@@ -373,5 +362,4 @@ def test_two_processes_refuse_fewer_images_than_processes(trained: Path, here: P
 def test_two_processes_fail_with_one_line(here: Path) -> None:
     done = _command(here, "fit", *FAST, "--data.root", "nowhere", *TWO)
     assert done.returncode == 1
-    assert done.stderr.strip().startswith("error: --data.root nowhere does not exist")
-    assert "Traceback" not in done.stderr and not list(here.iterdir())
+    assert "error: --data.root nowhere does not exist" in done.stderr and "Traceback" not in done.stderr
