@@ -7,15 +7,12 @@ import lightning
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from agr_lightning.checkpoints import KEY, NETWORK_PREFIX, TrainedNetwork, describe
+from agr_lightning.checkpoints import KEY, TrainedNetwork, describe
 from agr_lightning.messages import UserError
 from agr_lightning.models.losses import JointLoss
 from agr_lightning.models.network import AGRNetwork
 from agr_lightning.optimization import describe_schedule
-
-_CALIBRATION = f"{NETWORK_PREFIX}calibration."
 
 
 class CheckpointedModule(lightning.LightningModule):
@@ -29,7 +26,6 @@ class CheckpointedModule(lightning.LightningModule):
         validation_images: likewise, of those that chose and calibrated them.
         loaded_from: what the weights were loaded from; empty for those of a training.
         checkpoint_epoch: of which the loaded weights are.
-        fitted_calibration: what the last validation of a training measured.
         resumed_schedule: that of the run that is resumed, see ``optimization.check_resumed``.
     """
 
@@ -42,7 +38,6 @@ class CheckpointedModule(lightning.LightningModule):
         self.validation_images: NDArray[np.int64] | None = np.empty(0, np.int64)
         self.loaded_from = ""
         self.checkpoint_epoch: int | None = None
-        self.fitted_calibration: dict[str, Tensor] = {}
         self.resumed_schedule: dict[str, str | int] = {}
 
     def take(self, trained: TrainedNetwork) -> None:
@@ -80,8 +75,6 @@ class CheckpointedModule(lightning.LightningModule):
         seen = [None if images is None else torch.from_numpy(images) for images in self._seen_so_far()]
         images = dict(zip(("training_images", "validation_images"), seen, strict=True))
         checkpoint[KEY] = facts | images | {"schedule": describe_schedule(self.trainer)}
-        for name, value in self.fitted_calibration.items():
-            checkpoint["state_dict"][_CALIBRATION + name] = value  # not what a callback has made of it by averaging
 
     def on_fit_end(self) -> None:
         self.training_images, self.validation_images = self._seen_so_far()
@@ -114,9 +107,6 @@ class CheckpointedModule(lightning.LightningModule):
         self.training_images = None if training is None else training.numpy()
         self.validation_images = None if validation is None else validation.numpy()
         self.checkpoint_epoch = int(checkpoint["epoch"])
-        self.fitted_calibration = {
-            name.removeprefix(_CALIBRATION): value for name, value in state.items() if name.startswith(_CALIBRATION)
-        }
         if fitting:
             self.resumed_schedule = facts.get("schedule", {})
             state["loss.race_weights"] = self.loss.race_weights.clone()  # what the options say now

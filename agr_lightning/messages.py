@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import logging
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -62,18 +61,19 @@ class OneLineErrors:
         raise SystemExit(2)
 
 
-# What Lightning and torch log or warn of on every run of some kind, where nothing is wrong or to be done.
-_ROUTINE = re.compile(
-    r"GPU available|TPU available|.*Tip: |Seed set to|Restoring states from|Restored all states|"
-    r"Loading `train_dataloader` to estimate|"
-    r"Loaded model weights|.*You are using a CUDA device|LOCAL_RANK: |Initializing distributed|-{20}|"
-    r"distributed_backend=|All distributed processes|.*isinstance\(treespec, LeafSpec\)|"
-    r".*args parameter is intended to run from within Python|.*does not have many workers|"
-    r".*it is recommended to use `Trainer\(devices=1|.*callbacks used to create the checkpoint need to be provided|"
-    r".*Grad strides do not match bucket view strides|.*resuming from a checkpoint that ended before the epoch ended|"
-    r".*Checkpoint directory .* exists and is not empty|.*number of training batches .* is smaller than the logging|"
-    r".*Precision .* is not supported by the model summary|.*Detected call of `lr_scheduler.step\(\)` before",
-    re.DOTALL,
+# How what Lightning logs on every run begins, and what it warns of where nothing is wrong or to be done.
+_ROUTINE = (
+    "GPU available",
+    "TPU available",
+    "💡 Tip",
+    "Loading `train_dataloader`",
+    "Restor",
+    "Loaded model",
+)
+_HARMLESS = (
+    ".*(LeafSpec|does not have many workers|recommended to use `Trainer.devices=1|callbacks used to create the "
+    "checkpoint|Grad strides do not match|ended before the epoch ended|exists and is not empty|smaller than the "
+    "logging interval|not supported by the model summary|Detected call of `lr_scheduler.step|args parameter is)"
 )
 
 
@@ -90,28 +90,21 @@ class _Console(logging.Handler):
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    return not _ROUTINE.match(record.getMessage().strip())
-
-
-def hide_routine_messages() -> None:
-    """Keeps from the console what Lightning logs on every run; to be called when it has been imported."""
-    for name in ("pytorch", "fabric"):
-        for handler in logging.getLogger(f"lightning.{name}").handlers:
-            handler.addFilter(_is_news)
+    return not record.getMessage().startswith(_ROUTINE)
 
 
 @contextlib.contextmanager
 def console_logging() -> Iterator[None]:
-    """Shows what the project logs while the block runs, and hides warnings that every run repeats."""
+    """Shows what the project logs while the block runs, and hides what Lightning repeats on every run."""
     ours, console = logging.getLogger("agr_lightning"), _Console()
-    level = ours.level
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     ours.addHandler(console)
     ours.setLevel(logging.INFO)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", _ROUTINE.pattern)
-            warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"jsonargparse.*|lightning.*")
+            warnings.filterwarnings("ignore", _HARMLESS)
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module="jsonargparse|lightning")
             yield
     finally:
         ours.removeHandler(console)
-        ours.setLevel(level)

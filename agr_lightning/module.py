@@ -1,6 +1,5 @@
 """AGRModule: the network, its losses, metrics and optimizer, around one step for all stages."""
 
-import copy
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
@@ -157,29 +156,28 @@ class AGRModule(CheckpointedModule):
         """
         training = self.network.training
         self.network.eval()
-        try:
-            with torch.no_grad():
-                return self.network.predict(images)
-        finally:
-            self.network.train(training)
+        with torch.no_grad():
+            predictions = self.network.predict(images)
+        self.network.train(training)
+        return predictions
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self._step(batch, batch_idx, "train")
+        loss = self._step(batch, "train")
         self.log("train/loss_step", loss.detach(), on_step=True, on_epoch=False)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step(batch, batch_idx, "val")
+        self._step(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step(batch, batch_idx, "test")
+        self._step(batch, "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Predictions:
         """Predictions for images: those of a ``PhotoBatch`` or a ``Batch``, the first of a tuple, or a tensor."""
         images = batch if isinstance(batch, Tensor) else batch[0] if isinstance(batch, list) else batch.images
         return self(images)  # type: ignore[no-any-return]
 
-    def _step(self, batch: Batch, batch_idx: int, stage: Stage) -> Tensor:
+    def _step(self, batch: Batch, stage: Stage) -> Tensor:
         labels: dict[Task, Tensor] = {"age": batch.age, "gender": batch.gender, "race": batch.race}
         network = self._compiled if stage == "train" and self._compiled is not None else self.network
         outputs = network(batch.images)
@@ -189,23 +187,15 @@ class AGRModule(CheckpointedModule):
             taught = self.distillation.losses(batch.images, outputs, self.network)
             total = torch.lerp(total, self.loss.total(losses | taught), self.distillation.weight)
         predictions = self.network.read(outputs)
-        self._metrics(stage).update(predictions, labels, losses)
+        getattr(self, f"{stage}_metrics").update(predictions, labels, losses)
         if stage != "train":
             self.table.update(batch.index, labels, predictions)
-            if batch_idx == 0:
-                # A callback that averages weights puts the others back before the evaluation's end. In a tuple, since
-                # it is no part of the module.
-                self._evaluated = (copy.deepcopy(self.loss.total),)
         return total
-
-    def _metrics(self, stage: Stage) -> StageMetrics:
-        return {"train": self.train_metrics, "val": self.val_metrics, "test": self.test_metrics}[stage]
 
     def _log_metrics(self, stage: Stage) -> None:
         """Logs the stage's metrics over all samples and processes."""
-        metrics = self._metrics(stage)
-        total = self.loss.total if stage == "train" else self._evaluated[0]
-        for name, value in metrics.compute(total).items():
+        metrics: StageMetrics = getattr(self, f"{stage}_metrics")
+        for name, value in metrics.compute(self.loss.total).items():
             shown = stage != "test" and (name == "loss" or name in SCORES)
             # The same on all processes already; without sync_dist Lightning warns that it might not be.
             self.log(f"{stage}/{name}", value, prog_bar=shown, sync_dist=True)
@@ -289,13 +279,8 @@ class AGRModule(CheckpointedModule):
             probabilities = {
                 task: table[[f"prob_{name}" for name in classes]].to_numpy() for task, classes in CLASSES.items()
             }
-            self.fitted_calibration = fit_calibration(known, table["predicted_age"].to_numpy(), probabilities)
-            self.network.calibration.load_state_dict(self.fitted_calibration)
-
-    def on_train_end(self) -> None:
-        # A callback that averages weights has averaged this with what it was before.
-        if self.fitted_calibration:
-            self.network.calibration.load_state_dict(self.fitted_calibration)
+            fitted = fit_calibration(known, table["predicted_age"].to_numpy(), probabilities)
+            self.network.calibration.load_state_dict(fitted)
 
     def _calibrating(self) -> bool:
         return self.trainer.state.fn == "fit" and not self.trainer.sanity_checking

@@ -23,7 +23,7 @@ from agr_lightning.checkpoints import TrainedNetwork, load_trained
 from agr_lightning.datamodule import UTKFaceDataModule
 from agr_lightning.inference.photos import PhotoOptions
 from agr_lightning.inference.predict import OutputOptions
-from agr_lightning.messages import OneLineErrors, UserError, hide_routine_messages
+from agr_lightning.messages import OneLineErrors, UserError
 from agr_lightning.module import AGRModule
 from agr_lightning.run_folder import AtomicCheckpointIO, BestCheckpoint, ConfigWriter, run_folder
 from agr_lightning.runs import (
@@ -224,7 +224,6 @@ def run(command: str, options: Sequence[str], model_class: type[AGRModule] = AGR
         UserError: for what the user can cure.
         SystemExit: after --help and --print_config, and with code 2 for options that cannot be understood.
     """
-    hide_routine_messages()
     cli = AGRCommandLine(command, options, model_class)
     trainer, trained = cli.trainer, cli.trained
     if trained is not None:

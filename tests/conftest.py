@@ -1,5 +1,6 @@
 """Shared fixtures: every test works in folders of its own; nothing is downloaded."""
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -28,6 +29,10 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["XDG_CACHE_HOME"]
     else:
         os.environ["XDG_CACHE_HOME"] = before
+
+
+# Lightning's log handler keeps the stderr of the test in which it was made, which is closed after it.
+logging.raiseExceptions = False
 
 
 @pytest.fixture

@@ -112,8 +112,9 @@ def test_the_batch_size_finder_changes_what_is_used(run: Run, here: Path) -> Non
     epoch = _callback("BatchSizeFinder", mode="power", steps_per_trial=1, init_val=32, max_trials=1)
     code, _, err = run(*FIT, "--test_after_fit", "false", *epoch)
     assert code == 0, err
-    steps = torch.load(here / "lightning_logs/version_1/checkpoints/last.ckpt", weights_only=True)["global_step"]
-    assert steps == 96 // 64
+    checkpoint = torch.load(here / "lightning_logs/version_1/checkpoints/last.ckpt", weights_only=True)
+    size = checkpoint["datamodule_hyper_parameters"]["batch_size"]
+    assert size == 32 and checkpoint["global_step"] == 96 // size
 
 
 def test_the_learning_rate_finder_changes_what_is_used(run: Run, here: Path) -> None:

@@ -163,7 +163,7 @@ def test_a_trainer_predicts_tensors_and_a_module_is_called(here: Path, trained: 
     assert called.age.shape == (6,) and called.gender.shape == (6, 2) and called.race.shape == (6, 5)
     small = torch.nn.functional.interpolate(images.float(), (48, 48), mode="bilinear", antialias=True)
     assert torch.allclose(called.age, module.network.eval().predict(small).age, atol=0.1)
-    for loader in (DataLoader(images, 4), DataLoader(TensorDataset(images), batch_size=4)):  # type: ignore[arg-type]
+    for loader in (DataLoader(images, batch_size=4), DataLoader(TensorDataset(images), batch_size=4)):  # type: ignore[arg-type]
         (first, second) = _trainer().predict(module, dataloaders=loader)  # type: ignore[misc]
         assert torch.allclose(torch.cat([first.age, second.age]), called.age, atol=1e-3)
     answers = Predictor.load(trained)(images.permute(0, 2, 3, 1).numpy())
