@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import lightning
 import numpy as np
@@ -17,7 +17,15 @@ from torch.utils.data import DataLoader
 from agr_lightning.data.cache import cached_images, read_rows
 from agr_lightning.data.cards import draw_cards
 from agr_lightning.data.index import Index, build_index, fingerprints, shared_photos
-from agr_lightning.data.loading import Batch, EvalSampler, FaceDataset, TrainSampler, balancing_weights, make_loader
+from agr_lightning.data.loading import (
+    Batch,
+    EvalSampler,
+    FaceDataset,
+    LazyDataLoader,
+    TrainSampler,
+    balancing_weights,
+    identity_collate,
+)
 from agr_lightning.data.splits import SPLITS, SplitName, SplitOptions, make_split, within_ages
 from agr_lightning.data.transforms import Augmentation, Preset, TransformSpec
 from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader, find_photos, photo_batches
@@ -124,7 +132,6 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         self._indexes: dict[SplitName, Index] = {}
         self._splits: dict[SplitName, pd.DataFrame] = {}
         self._unseen: dict[SplitName, pd.DataFrame] = {}
-        self._images: dict[Path, NDArray[np.uint8]] = {}
         self._train_seed: int | None = None
 
     # ------------------------------------------------------------------ what Lightning calls
@@ -135,7 +142,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         if stage != "predict":
             self._read(stage)
             for name in self._splits:
-                self._images_of(name)
+                self._images(name)
 
     def setup(self, stage: str) -> None:
         """Decides who is in train, val and test, or which photos to predict.
@@ -171,8 +178,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         weights = None if balance == "none" else balancing_weights(samples[balance])
         sampler = TrainSampler(len(samples), self._train_seed, self._progress, weights, *self._rank(len(samples)))
         augmentation = Augmentation(self.hparams["augmentation"], self.hparams["image_size"])
-        dataset = FaceDataset(samples, self._images_of("train"), augmentation, self._train_seed)
-        return make_loader(dataset, sampler, self.hparams["batch_size"], self.hparams["num_workers"])
+        return self._loader(FaceDataset(samples, self._images("train"), augmentation, self._train_seed), sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._eval_loader("val")
@@ -206,13 +212,9 @@ class UTKFaceDataModule(lightning.LightningDataModule):
 
     def faces(self, split: SplitName, indices: Sequence[int]) -> NDArray[np.uint8]:
         """Some images of a split, as the network gets them: uint8 ``(indices, size, size, 3)``."""
-        return read_rows(self._images_of(split), self.samples(split)["row"].to_numpy()[indices])
+        return read_rows(self._images(split), self.samples(split)["row"].to_numpy()[indices])
 
     # ------------------------------------------------------------------ inside
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Where processes are spawned, each opens the cache itself: pickling would copy all of it.
-        return self.__dict__ | {"_images": {}}
 
     def _read(self, stage: str) -> None:
         """Finds and splits the images that a stage needs, unless that was done before."""
@@ -247,12 +249,9 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         _log.info(index.summary())
         return index
 
-    def _images_of(self, split: SplitName) -> NDArray[np.uint8]:
-        """The decoded images of which the ``row`` of a split's samples are the rows."""
-        index = self._indexes[split]
-        if index.folder not in self._images:
-            self._images[index.folder] = cached_images(index, self.hparams["image_size"], self.hparams["cache_dir"])
-        return self._images[index.folder]
+    def _images(self, split: SplitName) -> Path:
+        """The file of decoded images of which the ``row`` of a split's samples are the rows."""
+        return cached_images(self._indexes[split], self.hparams["image_size"], self.hparams["cache_dir"])
 
     def _without_seen(self, split: SplitName) -> pd.DataFrame:
         """A split without the images that the weights have seen, by their names, and without copies of these."""
@@ -295,6 +294,19 @@ class UTKFaceDataModule(lightning.LightningDataModule):
             raise UserError(
                 f"these weights have seen all images for {split}: test them on others, with --data.test_root FOLDER."
             )
-        dataset = FaceDataset(samples, self._images_of(split))
         sampler = EvalSampler(len(samples), *self._rank(len(samples)))
-        return make_loader(dataset, sampler, self.hparams["batch_size"], self.hparams["num_workers"])
+        return self._loader(FaceDataset(samples, self._images(split)), sampler)
+
+    def _loader(self, dataset: FaceDataset, sampler: TrainSampler | EvalSampler) -> DataLoader[Batch]:
+        batch_size, workers = self.hparams["batch_size"], self.hparams["num_workers"]
+        return LazyDataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            # A small last batch would disturb the batch statistics; where there is only that one, it must do.
+            drop_last=isinstance(sampler, TrainSampler) and len(sampler) >= batch_size,
+            collate_fn=identity_collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )

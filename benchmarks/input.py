@@ -37,7 +37,7 @@ def main() -> None:
         index = build_index(str(repeated(chosen.root, 2000, Path(cache) / "images")), cache)
         files = [index.folder / file for file in index.samples["file"]]
         images = cached_images(index, chosen.size, cache)
-        ready = np.array(images)
+        ready = np.load(images)
         usual = v2.Compose(
             [
                 v2.Resize((chosen.size, chosen.size)),

@@ -42,20 +42,6 @@ def test_every_mode_becomes_rgb_of_the_same_brightness(mode: str) -> None:
     assert rgb[:, 0].mean() < 30 < 220 < rgb[:, -1].mean()
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGB", "RGBA", "I;16"])
-def test_large_photos_are_converted_strip_by_strip(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (31, 40, 4), np.uint8)
-    image = Image.fromarray(noise).convert("L" if mode == "I;16" else mode)
-    if mode == "I;16":
-        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 200)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    content = _encode(image, "TIFF" if mode == "CMYK" else "PNG", exif=exif)
-    whole = decode_rgb(content)
-    monkeypatch.setattr(images, "_STRIP", 200)
-    assert whole.shape == (40, 31, 3) and (decode_rgb(content) == whole).all()
-
-
 def test_cmyk_jpeg_is_not_inverted() -> None:
     rgb = decode_rgb(_encode(GRADIENT.convert("CMYK"), "JPEG"))
     assert rgb[:, 0].mean() < 30 and rgb[:, -1].mean() > 220

@@ -85,13 +85,13 @@ def test_a_second_look_opens_only_what_changed(tmp_path: Path, monkeypatch: pyte
         save_noise(tmp_path / f"2{seed}_0_1_1.jpg", seed)
     build_index(str(tmp_path))
     opened: list[str] = []
-    scan = __import__("agr_lightning.data.index", fromlist=["_scan_file"])._scan_file
+    scan = __import__("agr_lightning.data.index", fromlist=["_look"])._look
 
     def spy(path: Path) -> object:
         opened.append(path.name)
         return scan(path)
 
-    monkeypatch.setattr("agr_lightning.data.index._scan_file", spy)
+    monkeypatch.setattr("agr_lightning.data.index._look", spy)
     save_noise(tmp_path / "21_0_1_1.jpg", 9)
     os.utime(tmp_path / "21_0_1_1.jpg", ns=(1, 1))
     assert len(build_index(str(tmp_path)).samples) == 3

@@ -1,7 +1,6 @@
-"""Decoded images in one memory-mapped array, made once for a folder and an image size."""
+"""Decoded images in one array on disk, made once for a folder and an image size."""
 
 import hashlib
-import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,19 +21,12 @@ _CACHE_VERSION = 1
 _PORTION = 1024
 
 
-def cached_images(index: Index, size: int, cache_dir: str | None = None) -> NDArray[np.uint8]:
-    """The images of an index, decoded and resized, as an array that is read from disk when touched.
+def cached_images(index: Index, size: int, cache_dir: str | None = None) -> Path:
+    """The .npy file with the images of an index, decoded and resized: uint8 ``(samples, size, size, 3)``, RGB.
 
-    The array is made in the first call and found in later ones, by the files' paths, sizes and times of
-    change. It appears whole or not at all, so that a killed process leaves nothing to trip over.
-
-    Args:
-        index: whose images; the rows of the result are the ``row`` of its samples.
-        size: side of the result, pixels.
-        cache_dir: where derived files go; None for the user's cache folder.
-
-    Returns:
-        uint8 ``(samples, size, size, 3)``, RGB, read-only.
+    The file is made in the first call and found in later ones, by the images' paths, sizes and times of change. It
+    appears whole or not at all, so that a killed process leaves nothing to trip over. Its rows are the ``row`` of the
+    index's samples.
 
     Raises:
         UserError: when an image has become unreadable meanwhile.
@@ -43,24 +35,8 @@ def cached_images(index: Index, size: int, cache_dir: str | None = None) -> NDAr
     for file, *stamp in index.samples[["file", "size", "mtime_ns"]].itertuples(index=False):
         key.update(f"{index.folder}/{file}|{tuple(stamp)}\n".encode("utf-8", "surrogateescape"))
     path = cache_folder(cache_dir) / f"images-{size}-{key.hexdigest()[:16]}.npy"
-    if not path.exists():
-        _build(index, size, path)
-    images: NDArray[np.uint8] = np.load(path, mmap_mode="r")
-    return images
-
-
-def read_rows(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """These rows, copied; what was read of a file does not stay in this process's memory.
-
-    The system keeps it in its page cache, for as long as nothing else needs the room.
-    """
-    chosen = np.asarray(images[rows])
-    if isinstance(images.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        images.base.madvise(mmap.MADV_DONTNEED)
-    return chosen
-
-
-def _build(index: Index, size: int, path: Path) -> None:
+    if path.exists():
+        return path
     files = [f"{index.folder}/{file}" for file in index.samples["file"]]
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), size, size, 3)}
     bar = tqdm(desc="Decoding images", total=len(files), unit="image", delay=2, leave=False, disable=None)
@@ -70,6 +46,12 @@ def _build(index: Index, size: int, path: Path) -> None:
             for image in pool.map(lambda file: _load(file, size), files[start : start + _PORTION]):
                 output.write(image.tobytes())
                 bar.update()
+    return path
+
+
+def read_rows(path: Path, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """These rows of a cache file; mapped anew each time, since what stays mapped counts as this process's memory."""
+    return np.asarray(np.load(path, mmap_mode="r")[rows])
 
 
 def _load(file: str, size: int) -> NDArray[np.uint8]:

@@ -25,26 +25,15 @@ from agr_lightning.labels import MISSING, LabelError, parse_name
 from agr_lightning.messages import UserError
 
 # Part of the name of every stored scan: raise it when what is stored, or how it is computed, changes.
-_SCAN_VERSION = 3
-
-_SCAN = {
-    "file": np.str_,
-    "size": np.int64,
-    "mtime_ns": np.int64,
-    "reason": np.str_,
-    "digest": np.str_,
-    "group": np.int64,
-}
-_STAMP = ["file", "size", "mtime_ns"]
+_SCAN_VERSION = 4
+_SCAN = ["file", "size", "mtime_ns", "reason", "digest", "thumbnail", "group"]
 
 
 @dataclass(frozen=True)
 class Index:
-    """What a root holds.
+    """What a root, as the user named it, holds in a folder.
 
     Attributes:
-        root: what the user named.
-        folder: that all files lie below.
         samples: the usable images, sorted by name, with the columns ``name`` (the file name; the path where two
             files have one name), ``file`` (path below the folder), ``size`` and ``mtime_ns`` of the file, ``age``,
             ``gender``, ``race`` (codes of ``labels``), ``group`` (shared by those that show the same photo) and
@@ -75,23 +64,19 @@ class Index:
 
 
 def build_index(root: str, cache_dir: str | None = None, option: str = "--data.root") -> Index:
-    """Finds the samples under ``root``.
+    """Finds the samples under ``root``, a folder that is searched recursively, or an archive.
 
     Every file is opened once; what was found is kept in the cache and looked up by name, size and time
-    of change in later calls.
-
-    Args:
-        root: a folder, searched recursively, or an archive.
-        cache_dir: where derived files go; None for the user's cache folder.
-        option: how the user named the root, for messages.
+    of change in later calls. Messages call the root by the ``option`` that named it.
 
     Raises:
         UserError: when the root is missing or unreadable, or holds no usable image.
     """
     cache = cache_folder(cache_dir)
     path = user_path(root)
-    if not path.exists():
-        raise UserError(f"{option} {root} does not exist; name a folder of UTKFace images or their archive.")
+    if not path.is_dir() and not path.is_file():
+        problem = "is neither a folder nor a file" if path.exists() else "does not exist"
+        raise UserError(f"{option} {root} {problem}; name a folder of UTKFace images or their archive.")
     folder = path if path.is_dir() else _unpack(path, cache)
     files = sorted(walk_files(folder))
     if not files:
@@ -99,19 +84,16 @@ def build_index(root: str, cache_dir: str | None = None, option: str = "--data.r
     labels, rejects = _read_labels(files)
     stored = cache / f"scan-v{_SCAN_VERSION}-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]}.npz"
     scan = _scan(folder, labels["file"].tolist(), stored).merge(labels, on="file")
-    unusable = scan[scan["reason"] != ""]
-    rejects |= dict(zip(unusable["file"], unusable["reason"], strict=True))
-    samples = scan[scan["reason"] == ""]
-    copies = samples.duplicated(["name", "digest"])
-    rejects |= dict.fromkeys(samples.loc[copies, "file"], "copy of a file of the same name")
-    rejects = dict(sorted(rejects.items()))
-    if samples.empty:
+    scan.loc[(scan["reason"] == "") & scan.duplicated(["name", "digest"]), "reason"] = "copy of a file of the same name"
+    usable = scan["reason"] == ""
+    rejects = dict(sorted((rejects | scan[~usable].set_index("file")["reason"].to_dict()).items()))
+    if not usable.any():
         first, reason = next(iter(rejects.items()))
         raise UserError(
             f"{option} {root} holds {len(files)} files but no usable image; for one, {first}: "
             f"{reason}. Names should be AGE_GENDER_RACE_DATETIME.jpg."
         )
-    samples = samples[~copies]
+    samples = scan[usable]
     names = samples["name"].where(~samples.duplicated("name", keep=False), samples["file"])
     samples = samples.assign(name=names).sort_values("name", ignore_index=True).assign(row=np.arange(len(samples)))
     columns = ["name", "file", "size", "mtime_ns", "age", "gender", "race", "group", "row"]
@@ -120,13 +102,8 @@ def build_index(root: str, cache_dir: str | None = None, option: str = "--data.r
 
 def shared_photos(index: Index, other: Index) -> NDArray[np.bool_]:
     """Which samples of ``index`` show a photo that ``other`` shows too, ``(samples,)``."""
-    thumbnails, digests = [], []
-    for each in (other, index):
-        scan, looks = _load(each.scan)
-        rows = pd.Index(scan["file"]).get_indexer(each.samples["file"])
-        thumbnails.append(looks[rows])
-        digests.append(scan["digest"].to_numpy()[rows])
-    leaders = find_groups(np.concatenate(thumbnails), np.concatenate(digests))
+    scans = pd.concat([_load(each.scan).set_index("file").loc[each.samples["file"]] for each in (other, index)])
+    leaders = find_groups(np.stack(scans["thumbnail"]), scans["digest"])
     n = len(other.samples)
     return np.isin(leaders[n:], leaders[:n])
 
@@ -156,45 +133,39 @@ def _read_labels(files: list[str]) -> tuple[pd.DataFrame, dict[str, str]]:
 
 
 def _scan(folder: Path, files: list[str], stored: Path) -> pd.DataFrame:
-    """Looks at the content of each file, or at what an earlier scan found; the columns are those of ``_SCAN``."""
-    known, known_thumbnails = _load(stored)
+    """Looks at the content of each file, or at what an earlier scan found; the columns are ``_SCAN``."""
+    stamps = [(file, *_stamp(f"{folder}/{file}")) for file in files]
+    earlier = _load(stored)
     # A file that could not be opened is tried again: permissions change without its time of change.
-    known["earlier"] = np.arange(len(known))
-    readable = known[~known["reason"].str.startswith(CANNOT_BE_READ)]
-    scan = pd.DataFrame([(file, *_stamp(folder, file)) for file in files], columns=_STAMP)
-    scan = scan.merge(readable, how="left", on=_STAMP)
-    new = np.flatnonzero(scan["earlier"].isna())
-    if len(new) == 0 and len(known) == len(files):
-        return scan[[*_SCAN]]
-    thumbnails = np.zeros((len(files), THUMBNAIL, THUMBNAIL), np.uint8)
-    old = np.flatnonzero(scan["earlier"].notna())
-    thumbnails[old] = known_thumbnails[scan["earlier"].iloc[old].astype(np.int64)]
-    reasons, digests = scan["reason"].tolist(), scan["digest"].tolist()
+    rows = (row for row in earlier.itertuples(index=False, name=None) if not row[3].startswith(CANNOT_BE_READ))
+    known = {row[:3]: row[3:6] for row in rows}
+    new = [stamp for stamp in stamps if stamp not in known]
+    if not new and len(earlier) == len(files):
+        return earlier
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda row: _scan_file(folder / files[row]), new)
+        found = pool.map(lambda stamp: _look(folder / stamp[0]), new)
         bar = tqdm(found, "Checking images", len(new), unit="image", delay=2, leave=False, disable=None)
-        for row, (reason, digest, thumbnail) in zip(new, bar, strict=True):
-            reasons[row], digests[row], thumbnails[row] = reason, digest, thumbnail
-    scan["reason"], scan["digest"], scan["group"] = reasons, digests, np.arange(len(files))
+        known.update(zip(new, bar, strict=True))
+    scan = pd.DataFrame([(*stamp, *known[stamp], row) for row, stamp in enumerate(stamps)], columns=_SCAN)
     images = np.flatnonzero(scan["reason"] == "")
-    scan.loc[images, "group"] = images[find_groups(thumbnails[images], scan["digest"].iloc[images])]
-    with atomic_write(stored) as file:
-        columns = {f"column_{name}": scan[name].to_numpy(kind) for name, kind in _SCAN.items()}
-        np.savez(file, allow_pickle=False, thumbnails=thumbnails, **columns)
-    return scan[[*_SCAN]]
+    thumbnails = np.array([*scan["thumbnail"][images]], np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL)
+    scan.loc[images, "group"] = images[find_groups(thumbnails, scan["digest"][images])]
+    with atomic_write(stored) as output:
+        np.savez(output, *(np.array(scan[name].tolist()) for name in _SCAN))
+    return scan
 
 
-def _stamp(folder: Path, file: str) -> tuple[int, int]:
+def _stamp(file: str) -> tuple[int, int]:
     """Size and time of change."""
     try:
-        status = os.stat(f"{folder}/{file}")  # noqa: PTH116 (a Path for each of many files takes as long as its stat)
+        status = os.stat(file)  # noqa: PTH116 (a Path for each of many files takes as long as its stat)
     except OSError:
         return (0, 0)
     return (status.st_size, status.st_mtime_ns)
 
 
-def _scan_file(path: Path) -> tuple[str, str, NDArray[np.uint8]]:
-    """Why it is no image, digest, and thumbnail."""
+def _look(path: Path) -> tuple[str, str, NDArray[np.uint8]]:
+    """Why a file is no image, digest, and thumbnail."""
     try:
         content = read_bytes(path)
         rgb = decode_rgb(content, draft=2 * THUMBNAIL)
@@ -204,22 +175,17 @@ def _scan_file(path: Path) -> tuple[str, str, NDArray[np.uint8]]:
     return "", hashlib.blake2b(content, digest_size=16).hexdigest(), np.asarray(gray)
 
 
-def _load(stored: Path) -> tuple[pd.DataFrame, NDArray[np.uint8]]:
-    """What an earlier scan found, with its thumbnails; nothing when there was none, or it cannot be read."""
+def _load(stored: Path) -> pd.DataFrame:
+    """What an earlier scan found; nothing when there was none, or it cannot be read."""
     try:
-        with np.load(stored, allow_pickle=False) as arrays:
-            return pd.DataFrame({name: arrays[f"column_{name}"] for name in _SCAN}), arrays["thumbnails"]
+        with np.load(stored) as arrays:
+            return pd.DataFrame({name: list(column) for name, column in zip(_SCAN, arrays.values(), strict=True)})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent, or not what this version wrote
-        empty = pd.DataFrame({name: np.empty(0, kind) for name, kind in _SCAN.items()})
-        return empty, np.empty((0, THUMBNAIL, THUMBNAIL), np.uint8)
+        return pd.DataFrame(columns=_SCAN)
 
 
 def _unpack(archive: Path, cache: Path) -> Path:
-    """Unpacks a .zip, .tar or .tar.gz once, in a folder of its own; later calls return the same folder.
-
-    Raises:
-        UserError: when the file is no archive, is damaged, or holds more than the disk can take.
-    """
+    """Unpacks a .zip, .tar or .tar.gz once, in a folder of its own; later calls return the same folder."""
     status = archive.stat()
     key = hashlib.sha256(f"{archive.resolve()}|{status.st_size}|{status.st_mtime_ns}".encode())
     folder = cache / f"{archive.name.split('.')[0]}-{key.hexdigest()[:12]}"

@@ -1,6 +1,7 @@
 """Samples and their cached images -> batches: in which order, and how they are put together."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -55,7 +56,6 @@ class TrainSampler(DistributedSampler[Draw]):
             asked when an epoch begins: a run that was killed continues where it stopped.
         weights: relative chance of each sample; None for a shuffle in which each comes once.
         rank: this process among ``ranks``.
-        ranks: number of processes.
     """
 
     def __init__(
@@ -67,9 +67,8 @@ class TrainSampler(DistributedSampler[Draw]):
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        super().__init__(range(size), ranks, rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
-        self._size = size
-        self._progress = progress
+        super().__init__(range(size), ranks, rank, seed=seed)  # type: ignore[arg-type]
+        self._size, self._progress = size, progress
         self._chances = None if weights is None else np.asarray(weights) / np.sum(weights)
 
     def __iter__(self) -> Iterator[Draw]:
@@ -83,28 +82,24 @@ class TrainSampler(DistributedSampler[Draw]):
             yield Draw(epoch, position, int(order[position % self._size]))
 
 
-class EvalSampler(DistributedSampler[Draw]):
+class EvalSampler(DistributedSampler[int]):
     """Each of ``size`` samples once, over all ranks together: no padding, so that figures are exact."""
 
     def __init__(self, size: int, rank: int = 0, ranks: int = 1) -> None:
-        super().__init__(range(size), ranks, rank, shuffle=False)  # type: ignore[arg-type]
+        super().__init__(range(size), ranks, rank)  # type: ignore[arg-type]
         self._own = range(rank, size, ranks)
 
-    def __iter__(self) -> Iterator[Draw]:
-        return (Draw(0, index, index) for index in self._own)
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._own)
 
     def __len__(self) -> int:
         return len(self._own)
 
 
 def balancing_weights(classes: ArrayLike) -> NDArray[np.float64]:
-    """Weights under which each class is drawn equally often.
+    """A weight for each sample, under which each class is drawn equally often.
 
-    Args:
-        classes: class index of each sample; a negative one (no label) is drawn as often as in the data.
-
-    Returns:
-        A weight per sample.
+    Those of a negative class (no label) are drawn as often as in the data.
     """
     values, row, counts = np.unique(np.asarray(classes), return_inverse=True, return_counts=True)
     labelled = counts[values >= 0]
@@ -118,17 +113,13 @@ class FaceDataset(Dataset[Batch]):
 
     Args:
         samples: what the dataset holds.
-        images: cached images, uint8 ``(rows, size, size, 3)``, of which ``samples["row"]`` are rows.
+        images: file of cached images, of which ``samples["row"]`` are rows.
         augmentation: applied to each image that is drawn; None for evaluation.
         seed: with a draw's epoch and position it fixes the augmentation.
     """
 
     def __init__(
-        self,
-        samples: pd.DataFrame,
-        images: NDArray[np.uint8],
-        augmentation: Augmentation | None = None,
-        seed: int = 0,
+        self, samples: pd.DataFrame, images: Path, augmentation: Augmentation | None = None, seed: int = 0
     ) -> None:
         self._images, self._augmentation, self._seed = images, augmentation, seed
         # Numbers alone: names would be copied to every loader worker.
@@ -136,24 +127,11 @@ class FaceDataset(Dataset[Batch]):
             samples[name].to_numpy(np.int64) for name in ("row", "age", "gender", "race")
         )
 
-    def __getstate__(self) -> dict[str, object]:
-        # Where loader workers are spawned, they open the cache themselves: pickling would copy all of it.
-        images = self._images
-        return self.__dict__ | {"_images": str(images.filename) if isinstance(images, np.memmap) else images}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        if isinstance(state["_images"], str):
-            self._images = np.load(state["_images"], mmap_mode="r")
-
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitems__(self, draws: Sequence[Draw | int]) -> Batch:
-        """The batch of these draws; what a DataLoader without collation asks for.
-
-        A sampler that is not ours, as under --trainer.overfit_batches, gives indices alone.
-        """
+        """The batch of these draws, or of these indices; what a DataLoader asks for."""
         known = [draw if isinstance(draw, Draw) else Draw(0, draw, draw) for draw in draws]
         index = np.array([draw.index for draw in known])
         images = read_rows(self._images, self._rows[index])
@@ -183,20 +161,3 @@ class LazyDataLoader(DataLoader[T]):
 def identity_collate(batch: T) -> T:
     """The collation of a dataset that fetches whole batches: none."""
     return batch
-
-
-def make_loader(
-    dataset: FaceDataset, sampler: TrainSampler | EvalSampler, batch_size: int, num_workers: int
-) -> DataLoader[Batch]:
-    """A loader of whole batches; ``num_workers`` processes prepare them, or this one where there are none."""
-    return LazyDataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        # A small last batch would disturb the batch statistics; where there is only that one, it must do.
-        drop_last=isinstance(sampler, TrainSampler) and len(sampler) >= batch_size,
-        collate_fn=identity_collate,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
-    )
