@@ -39,11 +39,9 @@ _NEEDED: dict[str, tuple[SplitName, ...]] = {"fit": ("train", "val"), "validate"
 
 
 class PhotoBatch:
-    """What predictions are made for; no collection, since Lightning looks into those that it knows.
+    """Photos, and all faces in them: RGB, uint8 ``(faces, 3, size, size)``.
 
-    Attributes:
-        images: all faces of the batch, RGB, uint8 ``(faces, 3, size, size)``.
-        photos: what was read, with those faces in it.
+    No collection, since Lightning looks into those that it knows.
     """
 
     def __init__(self, images: Tensor, photos: list[Photo]) -> None:
@@ -87,9 +85,6 @@ class UTKFaceDataModule(lightning.LightningDataModule):
     Attributes:
         photos_to_predict: all inputs of predict, in order.
         keep_pictures: whether predict's photos keep their pictures, to be annotated.
-
-    Raises:
-        UserError: for values that cannot work, before anything is read.
     """
 
     def __init__(
@@ -115,8 +110,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         photos: PhotoOptions = PhotoOptions(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
-        # Plain values only, so that a checkpoint loads without running code. Read where they are used, since
-        # Lightning's finders change them.
+        # Plain values, so that a checkpoint loads without running code; read at use, since finders change them.
         self.save_hyperparameters(ignore="photos")
         for name, least in {"batch_size": 1, "num_workers": 0, "image_size": 16, "synthetic": 0, "seed": 0}.items():
             if self.hparams[name] < least:
@@ -141,16 +135,11 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         stage = "fit" if self.trainer is None else str(self.trainer.state.fn.value)  # type: ignore[union-attr]
         if stage != "predict":
             self._read(stage)
-            for name in self._splits:
+            for name in self._splits.keys() - {"val"}:  # whose images are those of train
                 self._images(name)
 
     def setup(self, stage: str) -> None:
-        """Decides who is in train, val and test, or which photos to predict.
-
-        Raises:
-            UserError: for a root that does not work, when a split that the stage needs is empty, or when there is
-                nothing to predict.
-        """
+        """Decides who is in train, val and test, or which photos to predict; raises UserError where there are none."""
         if stage == "predict":
             self.photos_to_predict = self.photos_to_predict or find_photos(self.hparams["predict_path"])
             return
@@ -158,10 +147,9 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         self._unseen = {}
         for name in _NEEDED[stage]:
             if self._splits[name].empty:
-                counts = ", ".join(f"{len(self._splits[other]):,} {other}" for other in SPLITS if other in self._splits)
                 raise UserError(
-                    f"the split leaves no images for {name} ({counts}): use more images, or another --data.split, "
-                    "--data.val_fraction, --data.test_fraction, --data.age_min or --data.age_max."
+                    f"the split leaves no images for {name}: use more images, or another --data.split, "
+                    "--data.val_fraction, --data.test_fraction, --data.age_min, --data.age_max or --data.max_samples."
                 )
         images, batch_size = len(self._splits.get("train", ())), self.hparams["batch_size"]
         if stage == "fit" and min(images, batch_size) < 2:
@@ -224,15 +212,15 @@ class UTKFaceDataModule(lightning.LightningDataModule):
             self._splits["test"] = within_ages(index.samples, options)
         if "train" in self._splits or (test_root is not None and stage == "test"):
             return
+        root, option = self.hparams["root"], "--data.root"
         if self.hparams["synthetic"]:
-            folder = draw_cards(self.hparams["synthetic"], self.hparams["seed"], self.hparams["cache_dir"])
-            index = self._index(str(folder), "--data.synthetic")
-        elif self.hparams["root"] is not None:
-            index = self._index(self.hparams["root"], "--data.root")
-        else:
+            root = str(draw_cards(self.hparams["synthetic"], self.hparams["seed"], self.hparams["cache_dir"]))
+            option = "--data.synthetic"
+        if root is None:
             raise UserError(
                 "no images: give --data.root FOLDER of UTKFace images, or --data.synthetic 1500 for drawn test cards."
             )
+        index = self._index(root, option)
         samples, names = index.samples, SPLITS
         if test_root is not None:
             # All photos of the test root are the test, so none of them may be learned from.
@@ -264,9 +252,8 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         if len(seen) < len(kinds):
             _log.info(f"It is not known whether these weights have seen images of {split}.")
         everyone = self._indexes[split].samples
-        groups = everyone["group"][
-            np.isin(fingerprints(everyone["name"]), np.concatenate([np.empty(0, np.int64), *seen]))
-        ]
+        is_seen = np.isin(fingerprints(everyone["name"]), [image for images in seen for image in images])
+        groups = everyone["group"][is_seen]
         unseen = samples[~samples["group"].isin(groups)].reset_index(drop=True)
         left_out = len(samples) - len(unseen)
         if left_out:

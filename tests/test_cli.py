@@ -90,7 +90,7 @@ MISTAKES = [
     (("fit", "--data.batch_size", "many"), "\"data.batch_size\": Expected a <class 'int'>. Got value: many"),
     (("fit", "--model.learning_rate", "-1", "--data.synthetic", "120"), "--model.learning_rate -1.0 must be above 0"),
     (("fit", "--model.dropout", "1"), "--model.dropout 1.0 must be at least 0 and below 1"),
-    (("fit", "--data.val_fraction", "0.6", "--data.test_fraction", "0.5"), "leave nothing to train on"),
+    (("fit", "--data.synthetic", "120", "--data.val_fraction", "0.9"), "the split leaves no images for train"),
     (("fit", "--data.synthetic", "120", "--data.val_fraction", "0"), "the split leaves no images for val"),
     (("fit", "--data.synthetic", "120", "--data.max_samples", "1"), "the split leaves no images for"),
     (

@@ -8,7 +8,6 @@ import pandas as pd
 from agr_lightning.data.index import Index, build_index
 from agr_lightning.files import Json, atomic_json, user_path
 from agr_lightning.labels import AGE_BANDS, GENDERS, MISSING, RACES, age_band
-from agr_lightning.messages import UserError
 
 # How many single files or groups the terminal shows; the JSON has them all.
 _SHOWN = 5
@@ -17,21 +16,16 @@ _UNKNOWN = "unknown"  # race
 
 
 def audit(root: str, output: str | None = None, cache_dir: str | None = None) -> str:
-    """Audits a data folder.
+    """Audits a data folder, and returns a report for the terminal.
 
     Args:
         root: folder of UTKFace images, or their archive.
         output: file to write everything that was found to, as JSON; None for none.
         cache_dir: where derived files go; None for the user's cache folder.
 
-    Returns:
-        A report for the terminal.
-
     Raises:
-        UserError: when the root holds no usable image, or the output cannot be written.
+        UserError: when the root holds no usable image.
     """
-    if output is not None and not user_path(output).parent.is_dir():
-        raise UserError(f"--output {output}: its folder does not exist.")
     index = build_index(root, cache_dir, "DIR")
     samples = index.samples
     labels = pd.DataFrame(
@@ -88,6 +82,9 @@ def _disagreement(group: pd.DataFrame) -> list[str]:
 
 def _as_json(index: Index, labels: pd.DataFrame, groups: list[pd.DataFrame]) -> dict[str, Json]:
     cells = labels.value_counts().sort_index()
+    repeated: list[Json] = [
+        {"files": list(group["name"]), "disagree_on": list(_disagreement(group))} for group in groups
+    ]
     return {
         "root": index.root,
         "images": len(labels),
@@ -97,7 +94,5 @@ def _as_json(index: Index, labels: pd.DataFrame, groups: list[pd.DataFrame]) -> 
             for (band, gender, race), n in cells[cells > 0].items()
         ],
         "rejected": [{"file": file, "reason": reason} for file, reason in index.rejects.items()],
-        "duplicate_groups": [
-            {"files": list(group["name"]), "disagree_on": list(_disagreement(group))} for group in groups
-        ],
+        "duplicate_groups": repeated,
     }

@@ -28,16 +28,7 @@ _SHIFT = 4
 
 
 def draw_cards(count: int, seed: int, cache_dir: str | None = None) -> Path:
-    """Draws ``count`` cards, once, as JPEG files named like UTKFace's.
-
-    Args:
-        count: how many, 10 or more.
-        seed: another seed draws other cards.
-        cache_dir: where derived files go; None for the user's cache folder.
-
-    Returns:
-        The folder that holds them.
-    """
+    """Draws ``count`` cards, once for a seed, as JPEG files named like UTKFace's, and returns their folder."""
     if count < 10:
         raise UserError(f"--data.synthetic {count} must be 10 or more: fewer cards cannot be split.")
     folder = cache_folder(cache_dir) / f"cards-v{_CARDS_VERSION}-{count}-{seed}"
@@ -57,21 +48,19 @@ def draw_cards(count: int, seed: int, cache_dir: str | None = None) -> Path:
 
 
 def draw_card(age: int, gender: int, race: int, random: np.random.Generator) -> NDArray[np.uint8]:
-    """Draws one card.
+    """Draws one card, RGB, uint8 ``(128, 128, 3)``.
 
-    Args:
-        age: years; the gauge is full at 116.
-        gender: 0 draws a disc, 1 a square.
-        race: which of five patterns.
-        random: decides position, size, tilt, colours and grain.
-
-    Returns:
-        RGB, uint8 ``(128, 128, 3)``.
+    The gauge is full at an age of 116 years; gender 0 is a disc, 1 a square; race is which of five patterns. ``random``
+    decides position, size, tilt, colours and grain.
     """
     dark, light = random.uniform(20, 90, 3), random.uniform(165, 250, 3)
     ground, ink = (dark, light) if random.random() < 0.5 else (light, dark)
     plate = 0.35 * ground + 0.65 * ink
-    image = _shaded(ground, random)
+    # The background brightens slowly in a random direction.
+    x, y = np.meshgrid(np.linspace(-1, 1, CARD_SIZE), np.linspace(-1, 1, CARD_SIZE))
+    angle, depth = random.uniform(0, 2 * np.pi), random.uniform(5, 25)
+    slope = depth * (x * np.cos(angle) + y * np.sin(angle))
+    image: Floats = np.asarray(ground + slope[:, :, None], np.float32)
     centre = 64 + random.uniform(-5, 5, 2)
     radius = random.uniform(47, 53)
     tilt = random.uniform(-6, 6)
@@ -85,14 +74,6 @@ def draw_card(age: int, gender: int, race: int, random: np.random.Generator) -> 
     image += outline[:, :, None] * (surface - image)
     image += random.uniform(2, 8) * random.standard_normal(image.shape, np.float32)
     return image.clip(0, 255).astype(np.uint8)
-
-
-def _shaded(colour: Floats, random: np.random.Generator) -> Floats:
-    """A background that brightens slowly in a random direction."""
-    x, y = np.meshgrid(np.linspace(-1, 1, CARD_SIZE), np.linspace(-1, 1, CARD_SIZE))
-    angle, depth = random.uniform(0, 2 * np.pi), random.uniform(5, 25)
-    slope = depth * (x * np.cos(angle) + y * np.sin(angle))
-    return np.asarray(colour + slope[:, :, None], np.float32)
 
 
 def _arc(image: Floats, centre: Floats, radius: float, degrees: float, colour: Floats) -> None:

@@ -27,12 +27,8 @@ def find_groups(thumbnails: NDArray[np.uint8], digests: ArrayLike) -> NDArray[np
     The hash holds, for an 8x8 reduction, whether each cell is brighter than its left and than its upper
     neighbour (dHash in both directions).
 
-    Args:
-        thumbnails: grayscale, uint8 ``(n, 32, 32)``.
-        digests: of the file contents, text ``(n,)``.
-
-    Returns:
-        For each image the index of the first member of its group, int64 ``(n,)``; its own when alone.
+    Takes grayscale thumbnails, uint8 ``(n, 32, 32)``, and digests of the files' contents, text ``(n,)``. Returns for
+    each image the index of the first member of its group, int64 ``(n,)``; its own when alone.
     """
     n = len(thumbnails)
     _, first, inverse = np.unique(np.asarray(digests), return_index=True, return_inverse=True)
@@ -74,12 +70,9 @@ def _correlate(thumbnails: NDArray[np.uint8], pairs: NDArray[np.int64]) -> NDArr
     keep = np.zeros(len(pairs), dtype=np.bool_)
     for start in range(0, len(pairs), 4096):
         chosen = pairs[start : start + 4096]
-        a = thumbnails[chosen[:, 0]].reshape(len(chosen), -1).astype(np.int64)
-        b = thumbnails[chosen[:, 1]].reshape(len(chosen), -1).astype(np.int64)
+        a, b = thumbnails[chosen.T].reshape(2, len(chosen), -1).astype(np.int64)
         n = a.shape[1]
-        covariance = n * (a * b).sum(1) - a.sum(1) * b.sum(1)
-        spread_a = n * (a * a).sum(1) - a.sum(1) ** 2
-        spread_b = n * (b * b).sum(1) - b.sum(1) ** 2
+        covariance, spread_a, spread_b = (n * (x * y).sum(1) - x.sum(1) * y.sum(1) for x, y in ((a, b), (a, a), (b, b)))
         # Two flat images have no correlation to speak of: only their bytes can tell them alike.
         product = np.sqrt(spread_a.astype(np.float64) * spread_b)
         keep[start : start + 4096] = (product > 0) & (covariance >= _MIN_CORRELATION * product)

@@ -179,7 +179,8 @@ def _load(stored: Path) -> pd.DataFrame:
     """What an earlier scan found; nothing when there was none, or it cannot be read."""
     try:
         with np.load(stored) as arrays:
-            return pd.DataFrame({name: list(column) for name, column in zip(_SCAN, arrays.values(), strict=True)})
+            columns = zip(_SCAN, arrays.values(), strict=True)
+            return pd.DataFrame({name: list(column) if column.ndim > 1 else column for name, column in columns})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent, or not what this version wrote
         return pd.DataFrame(columns=_SCAN)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,8 +13,6 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from agr_lightning.data.cache import read_rows
 from agr_lightning.data.transforms import Augmentation
-
-T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -51,11 +49,10 @@ class TrainSampler(DistributedSampler[Draw]):
 
     Args:
         size: samples in the dataset.
-        seed: another seed gives other orders; must agree between ranks.
+        seed: must agree between ranks.
         progress: returns the current epoch and how many of its draws this rank has already trained on,
             asked when an epoch begins: a run that was killed continues where it stopped.
         weights: relative chance of each sample; None for a shuffle in which each comes once.
-        rank: this process among ``ranks``.
     """
 
     def __init__(
@@ -147,17 +144,17 @@ class FaceDataset(Dataset[Batch]):
         )
 
 
-class LazyDataLoader(DataLoader[T]):
+class LazyDataLoader(DataLoader[Batch]):
     """A DataLoader whose iterator does nothing until the first batch is asked for.
 
     Lightning makes the iterator of a run's first epoch before it reads from the checkpoint which epoch that is:
     loader workers would begin with the batches of the wrong one.
     """
 
-    def __iter__(self) -> Iterator[T]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         yield from super().__iter__()
 
 
-def identity_collate(batch: T) -> T:
+def identity_collate(batch: Batch) -> Batch:
     """The collation of a dataset that fetches whole batches: none."""
     return batch

@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,11 +27,7 @@ Split = dict[SplitName, pd.DataFrame]
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """What decides the split; the fields are the ``--data`` options of the same names.
-
-    Raises:
-        UserError: for values that can give no split, whatever the samples.
-    """
+    """What decides the split: the ``--data`` options of these names."""
 
     split: str = "random"
     seed: int = 0
@@ -41,32 +38,11 @@ class SplitOptions:
     age_min: int = AGE_MIN
     age_max: int = AGE_MAX
 
-    def __post_init__(self) -> None:
-        for name, fraction in (("val_fraction", self.val_fraction), ("test_fraction", self.test_fraction)):
-            if not 0 <= fraction < 1:
-                raise UserError(f"--data.{name} {fraction} must be at least 0 and below 1.")
-        if self.val_fraction + self.test_fraction >= 1:
-            raise UserError(
-                f"--data.val_fraction {self.val_fraction} and --data.test_fraction {self.test_fraction} "
-                "leave nothing to train on; together they must stay below 1."
-            )
-        if not AGE_MIN <= self.age_min <= self.age_max <= AGE_MAX:
-            raise UserError(
-                f"--data.age_min {self.age_min} and --data.age_max {self.age_max} must lie in order between "
-                f"{AGE_MIN} and {AGE_MAX}."
-            )
-        for name, limit in (("max_samples", self.max_samples), ("max_per_gender", self.max_per_gender)):
-            if limit is not None and limit < 1:
-                raise UserError(f"--data.{name} {limit} must be 1 or more.")
-
 
 def make_split(samples: pd.DataFrame, options: SplitOptions, splits: Sequence[SplitName] = SPLITS) -> Split:
     """Splits the samples as the options say, and keeps the part of them that the options allow.
 
-    Args:
-        samples: in any order: the result depends on their names, labels and groups alone.
-        options: how.
-        splits: which of a folder's lists to read.
+    The result depends on their names, labels and groups alone. Of a folder, the lists of ``splits`` are read.
     """
     samples = samples.sort_values("name", ignore_index=True)
     if options.split == "random":
@@ -82,18 +58,10 @@ def within_ages(samples: pd.DataFrame, options: SplitOptions) -> pd.DataFrame:
 
 
 def random_split(samples: pd.DataFrame, val_fraction: float, test_fraction: float, seed: int) -> Split:
-    """Splits so that each split has the same shares of age band, gender and race.
+    """Splits samples in name order so that each split has the same shares of age band, gender and race.
 
-    Samples of one photo stay together: a group is dealt as one, by the labels of its first member.
-
-    Args:
-        samples: the samples, in name order.
-        val_fraction: share of the groups that goes to val.
-        test_fraction: share of the groups that goes to test.
-        seed: another seed deals another split.
-
-    Returns:
-        Samples by split, in name order.
+    Samples of one photo stay together: a group is dealt as one, by the labels of its first member. The fractions are
+    of the groups. Another seed deals another split.
     """
     leaders = samples.drop_duplicates("group")
     groups = leaders["group"].to_numpy()[_shuffled_strata(leaders, seed)]
@@ -108,23 +76,22 @@ def read_split(folder: Path, samples: pd.DataFrame, splits: Sequence[SplitName] 
     """Takes the members of each split from ``train.txt``, ``val.txt`` and ``test.txt``, one name a line.
 
     Raises:
-        UserError: when there are no lists, when one cannot be read, when a name is in two splits, or when none of
-            the names of a file is among the samples.
+        UserError: when there are no lists, a name is in two, or none of the names of one is among the samples.
     """
-    files: dict[SplitName, Path] = {name: folder / f"{name}.txt" for name in splits}
-    if not any(path.is_file() for path in files.values()):
+    lists: dict[SplitName, list[str]] = {}
+    for name in splits:
+        if (folder / f"{name}.txt").is_file():
+            lines = (folder / f"{name}.txt").read_text("utf-8-sig", "surrogateescape").split("\n")
+            lists[name] = list(dict.fromkeys(line.strip("\r") for line in lines if line.strip()))
+    if not lists:
         raise UserError(f"--data.split {folder} must be 'random' or a folder with train.txt, val.txt and test.txt.")
+    for one, other in combinations(lists, 2):
+        for sample in sorted(set(lists[one]).intersection(lists[other])):
+            raise UserError(f"{sample} is in both {one}.txt and {other}.txt of {folder}; keep it in one.")
     rows = {name: row for row, name in enumerate(samples["name"])}
     split: Split = dict.fromkeys(SPLITS, samples[:0])
-    split_of: dict[str, SplitName] = {}
-    for name, path in files.items():
-        listed = _read_list(path) if path.is_file() else []
-        for sample in listed:
-            if split_of.setdefault(sample, name) != name:
-                raise UserError(
-                    f"{sample} is in both {split_of[sample]}.txt and {name}.txt of {folder}; keep it in one."
-                )
-        absent = [sample for sample in listed if sample not in rows]
+    for name, listed in lists.items():
+        path, absent = folder / f"{name}.txt", [sample for sample in listed if sample not in rows]
         if absent and len(absent) == len(listed):
             raise UserError(
                 f"none of the {len(listed):,} names in {path} is among the images (the first is {absent[0]}); "
@@ -149,14 +116,6 @@ def write_split(split: Split, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in SPLITS:
         atomic_text(folder / f"{name}.txt", "".join(f"{sample}\n" for sample in split[name]["name"]))
-
-
-def _read_list(path: Path) -> list[str]:
-    try:
-        lines = path.read_text("utf-8-sig", "surrogateescape").split("\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
-    return list(dict.fromkeys(line.strip("\r") for line in lines if line.strip()))
 
 
 def _limit(split: Split, options: SplitOptions) -> Split:
@@ -187,11 +146,5 @@ def _shuffled_strata(samples: pd.DataFrame, seed: int, *first: Iterable[int]) ->
 
 
 def _evenly(position: Any, n: Any, count: int) -> Any:
-    """Which of ``n`` to take to have ``count``, evenly spread: each run of neighbours gives its share, to within one.
-
-    Args:
-        position: of each among the ``n``, array or column.
-        n: how many there are.
-        count: how many are wanted; all are taken where there are fewer.
-    """
+    """Which of ``n`` to take to have ``count``: each run of neighbours gives its share, to within one."""
     return (position + 1) * count // n > position * count // n
