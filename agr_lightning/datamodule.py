@@ -34,9 +34,6 @@ from agr_lightning.messages import UserError
 
 _log = logging.getLogger(__name__)
 
-# Which splits a stage cannot do without.
-_NEEDED: dict[str, tuple[SplitName, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
-
 
 class PhotoBatch:
     """Photos, and all faces in them: RGB, uint8 ``(faces, 3, size, size)``.
@@ -128,8 +125,6 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         self._unseen: dict[SplitName, pd.DataFrame] = {}
         self._train_seed: int | None = None
 
-    # ------------------------------------------------------------------ what Lightning calls
-
     def prepare_data(self) -> None:
         """Reads, checks and decodes all images, once on each machine; what was found is kept in the cache."""
         stage = "fit" if self.trainer is None else str(self.trainer.state.fn.value)  # type: ignore[union-attr]
@@ -145,7 +140,8 @@ class UTKFaceDataModule(lightning.LightningDataModule):
             return
         self._read(stage)
         self._unseen = {}
-        for name in _NEEDED[stage]:
+        needed: dict[str, tuple[SplitName, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        for name in needed[stage]:
             if self._splits[name].empty:
                 raise UserError(
                     f"the split leaves no images for {name}: use more images, or another --data.split, "
@@ -165,7 +161,8 @@ class UTKFaceDataModule(lightning.LightningDataModule):
             self._train_seed = seed if self.trainer is None else int(self.trainer.strategy.broadcast(seed))
         weights = None if balance == "none" else balancing_weights(samples[balance])
         sampler = TrainSampler(len(samples), self._train_seed, self._progress, weights, *self._rank(len(samples)))
-        augmentation = Augmentation(self.hparams["augmentation"], self.hparams["image_size"])
+        spec = self.hparams["augmentation"]
+        augmentation = None if spec == "none" else Augmentation(spec, self.hparams["image_size"])
         return self._loader(FaceDataset(samples, self._images("train"), augmentation, self._train_seed), sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -182,8 +179,6 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         for photos in photo_batches(inputs, reader, self.hparams["batch_size"]):
             faces = np.concatenate([photo.crops for photo in photos])
             yield PhotoBatch(torch.from_numpy(faces).permute(0, 3, 1, 2), photos)
-
-    # ------------------------------------------------------------------ what module and callbacks ask
 
     def samples(self, split: SplitName) -> pd.DataFrame:
         """A split's samples, in the order of ``Batch.index``: of val and test those that the weights have not seen.
@@ -202,13 +197,12 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         """Some images of a split, as the network gets them: uint8 ``(indices, size, size, 3)``."""
         return read_rows(self._images(split), self.samples(split)["row"].to_numpy()[indices])
 
-    # ------------------------------------------------------------------ inside
-
     def _read(self, stage: str) -> None:
         """Finds and splits the images that a stage needs, unless that was done before."""
         options, test_root = self._options, self.hparams["test_root"]
         if test_root is not None and "test" not in self._splits:
-            self._indexes["test"] = index = self._index(test_root, "--data.test_root")
+            self._indexes["test"] = index = build_index(test_root, self.hparams["cache_dir"], "--data.test_root")
+            _log.info(index.summary())
             self._splits["test"] = within_ages(index.samples, options)
         if "train" in self._splits or (test_root is not None and stage == "test"):
             return
@@ -220,7 +214,8 @@ class UTKFaceDataModule(lightning.LightningDataModule):
             raise UserError(
                 "no images: give --data.root FOLDER of UTKFace images, or --data.synthetic 1500 for drawn test cards."
             )
-        index = self._index(root, option)
+        index = build_index(root, self.hparams["cache_dir"], option)
+        _log.info(index.summary())
         samples, names = index.samples, SPLITS
         if test_root is not None:
             # All photos of the test root are the test, so none of them may be learned from.
@@ -231,11 +226,6 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         split = make_split(samples, options, names)
         for name in names:
             self._indexes[name], self._splits[name] = index, split[name]
-
-    def _index(self, root: str, option: str) -> Index:
-        index = build_index(root, self.hparams["cache_dir"], option)
-        _log.info(index.summary())
-        return index
 
     def _images(self, split: SplitName) -> Path:
         """The file of decoded images of which the ``row`` of a split's samples are the rows."""

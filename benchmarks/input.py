@@ -54,7 +54,7 @@ def main() -> None:
         pipelines: dict[str, Callable[[list[int]], object]] = {"PIL and torchvision, file by file": the_usual_way}
         for preset in PRESETS:
             pipelines[f"this project, {preset}"] = _pipeline(
-                FaceDataset(index.samples, images, Augmentation(preset, chosen.size))
+                FaceDataset(index.samples, images, None if preset == "none" else Augmentation(preset, chosen.size))
             )
         pipelines["copies of ready arrays"] = lambda indices: ready[indices]
         rates = in_turns({name: _rate(pipeline, len(files)) for name, pipeline in pipelines.items()}, chosen.repeats)

@@ -1,6 +1,7 @@
 """What is wrong with a data folder: for a terminal, and whole in JSON."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,9 @@ def audit(root: str, output: str | None = None, cache_dir: str | None = None) ->
             "race": pd.Categorical.from_codes(samples["race"] - MISSING, [_UNKNOWN, *RACES]),
         }
     )
-    groups = duplicate_groups(samples)
+    groups = [
+        {"files": list(group["name"]), "disagree_on": _disagreement(group)} for group in duplicate_groups(samples)
+    ]
     if output is not None:
         atomic_json(user_path(output), _as_json(index, labels, groups))
     return _as_text(index, labels, groups, output)
@@ -46,14 +49,14 @@ def duplicate_groups(samples: pd.DataFrame) -> list[pd.DataFrame]:
     return [group for _, group in samples[samples.duplicated("group", keep=False)].groupby("group", sort=False)]
 
 
-def _as_text(index: Index, labels: pd.DataFrame, groups: list[pd.DataFrame], output: str | None) -> str:
-    disagreeing = [group for group in groups if _disagreement(group)]
+def _as_text(index: Index, labels: pd.DataFrame, groups: list[Any], output: str | None) -> str:
+    disagreeing = [group for group in groups if group["disagree_on"]]
     lines = [index.summary(), "", *_table(labels), "", f"rejected files           {len(index.rejects):6,}"]
     lines += [f"{count:8,}  {reason}" for reason, count in Counter(index.rejects.values()).most_common()]
     lines += [f"          {file}: {reason}" for file, reason in list(index.rejects.items())[:_SHOWN]]
-    lines += [f"photos there repeatedly  {len(groups):6,}  ({sum(map(len, groups)):,} files)"]
+    lines += [f"photos there repeatedly  {len(groups):6,}  ({sum(len(group['files']) for group in groups):,} files)"]
     lines += [f"  whose labels disagree  {len(disagreeing):6,}"]
-    lines += [f"          {' and '.join(_disagreement(g))}: {', '.join(g['name'])}" for g in disagreeing[:_SHOWN]]
+    lines += [f"          {' and '.join(g['disagree_on'])}: {', '.join(g['files'])}" for g in disagreeing[:_SHOWN]]
     if output is not None:
         lines += ["", f"All of it: {output}"]
     elif index.rejects or groups:
@@ -80,11 +83,8 @@ def _disagreement(group: pd.DataFrame) -> list[str]:
     return [name for name in ("age", "gender", "race") if group[name].replace(MISSING, np.nan).nunique() > 1]
 
 
-def _as_json(index: Index, labels: pd.DataFrame, groups: list[pd.DataFrame]) -> dict[str, Json]:
+def _as_json(index: Index, labels: pd.DataFrame, groups: list[Any]) -> dict[str, Json]:
     cells = labels.value_counts().sort_index()
-    repeated: list[Json] = [
-        {"files": list(group["name"]), "disagree_on": list(_disagreement(group))} for group in groups
-    ]
     return {
         "root": index.root,
         "images": len(labels),
@@ -94,5 +94,5 @@ def _as_json(index: Index, labels: pd.DataFrame, groups: list[pd.DataFrame]) -> 
             for (band, gender, race), n in cells[cells > 0].items()
         ],
         "rejected": [{"file": file, "reason": reason} for file, reason in index.rejects.items()],
-        "duplicate_groups": repeated,
+        "duplicate_groups": groups,
     }

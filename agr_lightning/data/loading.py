@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -155,6 +155,6 @@ class LazyDataLoader(DataLoader[Batch]):
         yield from super().__iter__()
 
 
-def identity_collate(batch: Batch) -> Batch:
+def identity_collate(batch: Any) -> Any:
     """The collation of a dataset that fetches whole batches: none."""
     return batch

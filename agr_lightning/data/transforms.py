@@ -25,7 +25,7 @@ class Augmentation:
     draw the same numbers, every epoch again. So the state is set anew for each image.
 
     Args:
-        spec: a preset, or a list of Albumentations transforms, each ``{class_path: NAME, init_args: {...}}``.
+        spec: light, strong, or a list of Albumentations transforms, each ``{class_path: NAME, init_args: {...}}``.
         size: side of the images, pixels.
 
     Raises:
@@ -33,9 +33,6 @@ class Augmentation:
     """
 
     def __init__(self, spec: Preset | Sequence[TransformSpec], size: int) -> None:
-        self._pipeline = None
-        if spec == "none":
-            return
         # It would ask the network for a newer version of itself.
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
         import albumentations
@@ -57,8 +54,6 @@ class Augmentation:
 
     def __call__(self, image: NDArray[np.uint8], seed: tuple[int, ...]) -> NDArray[np.uint8]:
         """Changes one image, uint8 ``(size, size, 3)``; the same way for the same ``seed``."""
-        if self._pipeline is None:
-            return image
         generator = np.random.default_rng(seed)
         self._pipeline.set_random_state(generator, random.Random(int(generator.integers(2**63))))
         changed: NDArray[np.uint8] = self._pipeline(image=image)["image"]
