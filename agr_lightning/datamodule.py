@@ -17,15 +17,7 @@ from torch.utils.data import DataLoader
 from agr_lightning.data.cache import cached_images, read_rows
 from agr_lightning.data.cards import draw_cards
 from agr_lightning.data.index import Index, build_index, fingerprints, shared_photos
-from agr_lightning.data.loading import (
-    Batch,
-    EvalSampler,
-    FaceDataset,
-    LazyDataLoader,
-    TrainSampler,
-    balancing_weights,
-    identity_collate,
-)
+from agr_lightning.data.loading import Batch, EvalSampler, FaceDataset, LazyDataLoader, TrainSampler, balancing_weights
 from agr_lightning.data.splits import SPLITS, SplitName, SplitOptions, make_split, within_ages
 from agr_lightning.data.transforms import Augmentation, Preset, TransformSpec
 from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader, find_photos, photo_batches
@@ -78,10 +70,6 @@ class UTKFaceDataModule(lightning.LightningDataModule):
             contrast), strong (also resized crop, colour jitter, blur or compression, dropout), or a list of
             Albumentations transforms, each {class_path: NAME, init_args: {...}}.
         photos: for predict: which faces of the photos are wanted.
-
-    Attributes:
-        photos_to_predict: all inputs of predict, in order.
-        keep_pictures: whether predict's photos keep their pictures, to be annotated.
     """
 
     def __init__(
@@ -118,8 +106,8 @@ class UTKFaceDataModule(lightning.LightningDataModule):
             split, seed, val_fraction, test_fraction, max_samples, max_per_gender, age_min, age_max
         )
         self._photo_options = photos
-        self.photos_to_predict: list[Path] = []
-        self.keep_pictures = False
+        self.photos_to_predict: list[Path] = []  # all inputs, in order
+        self.keep_pictures = False  # of the photos to predict, to be annotated
         self._indexes: dict[SplitName, Index] = {}
         self._splits: dict[SplitName, pd.DataFrame] = {}
         self._unseen: dict[SplitName, pd.DataFrame] = {}
@@ -282,7 +270,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
             sampler=sampler,
             # A small last batch would disturb the batch statistics; where there is only that one, it must do.
             drop_last=isinstance(sampler, TrainSampler) and len(sampler) >= batch_size,
-            collate_fn=identity_collate,
+            collate_fn=Batch._make,  # of a batch, which the dataset fetches whole: itself
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),

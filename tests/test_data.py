@@ -19,7 +19,7 @@ from agr_lightning.data.cache import cached_images, read_rows
 from agr_lightning.data.cards import draw_card, draw_cards
 from agr_lightning.data.images import read_rgb, resize
 from agr_lightning.data.index import Index, build_index, fingerprints
-from agr_lightning.data.loading import Draw, FaceDataset, identity_collate
+from agr_lightning.data.loading import Batch, Draw, FaceDataset
 from agr_lightning.data.splits import SPLITS
 from agr_lightning.data.transforms import Augmentation, Preset
 from agr_lightning.datamodule import PhotoBatch, UTKFaceDataModule
@@ -314,7 +314,7 @@ def test_workers_do_not_share_their_draws(tmp_path: Path) -> None:
     samples = pd.DataFrame({"row": range(64), "age": 30, "gender": 0, "race": 0})
     dataset = FaceDataset(samples, images, Augmentation("strong", 48), seed=0)
     loader = torch.utils.data.DataLoader(
-        dataset, 16, sampler=[Draw(0, i, i) for i in range(64)], collate_fn=identity_collate, num_workers=2
+        dataset, 16, sampler=[Draw(0, i, i) for i in range(64)], collate_fn=Batch._make, num_workers=2
     )
     made = torch.cat([batch.images for batch in loader]).flatten(1)
     assert len(torch.unique(made, dim=0)) == 64

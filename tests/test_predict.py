@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -363,30 +362,6 @@ def test_more_photos_than_are_read_ahead_come_in_their_order(here: Path, keep_pi
     assert all((photo.picture is not None) == keep_picture for photo in photos)
     # Whoever stops asking leaves no thread behind.
     assert len(next(photo_batches(inputs, reader, 4))) >= 4
-
-
-def test_large_photos_are_read_one_at_a_time(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(photos_module, "_LARGE", 1000)
-    sizes = [(40, 40), (30, 30)] * 8
-    inputs = [(number, Path(f"{number}.png")) for number in range(len(sizes))]
-    for (_, path), size in zip(inputs, sizes, strict=True):
-        Image.new("RGB", size).save(path)
-    reader = PhotoReader(PhotoOptions("none"), 32)
-    look, most = reader.look, 0
-    reading: list[Path] = []
-
-    def slowly(photo: Any, path: Path) -> Photo:
-        nonlocal most
-        if photo.shape[0] == 40:
-            reading.append(path)
-            most = max(most, len(reading))
-            time.sleep(0.01)
-            reading.remove(path)
-        return look(photo, path)
-
-    monkeypatch.setattr(reader, "look", slowly)
-    assert sum(len(batch) for batch in photo_batches(inputs, reader, 64)) == len(sizes)
-    assert most == 1
 
 
 def test_photos_are_upright_and_of_any_kind(here: Path) -> None:

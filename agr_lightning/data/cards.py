@@ -37,9 +37,7 @@ def draw_cards(count: int, seed: int, cache_dir: str | None = None) -> Path:
     random = np.random.default_rng([_CARDS_VERSION, seed])
     with atomic_folder(folder) as target:
         for number in range(count):
-            age = int(random.integers(0, AGE_MAX + 1))
-            gender = int(random.integers(len(GENDERS)))
-            race = int(random.integers(len(RACES)))
+            age, gender, race = (int(random.integers(n)) for n in (AGE_MAX + 1, len(GENDERS), len(RACES)))
             card = draw_card(age, gender, race, random)
             path = target / f"{age}_{gender}_{race}_{20200101000000000 + number}.jpg"
             _, encoded = cv2.imencode(".jpg", card[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])

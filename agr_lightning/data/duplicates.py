@@ -37,8 +37,7 @@ def find_groups(thumbnails: NDArray[np.uint8], digests: ArrayLike) -> NDArray[np
     pairs = np.concatenate([same_bytes, different[_near_pairs(thumbnails[different])]])
     graph = coo_matrix((np.ones(len(pairs), np.int8), pairs.T), shape=(n, n))
     _, first, group = np.unique(connected_components(graph)[1], return_index=True, return_inverse=True)
-    leaders: NDArray[np.int64] = first[group]
-    return leaders
+    return np.asarray(first[group], np.int64)
 
 
 def _near_pairs(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -71,14 +71,6 @@ def decode_rgb(content: bytes, draft: int | None = None) -> NDArray[np.uint8]:
 
     With a ``draft``, a JPEG may be decoded at a fraction of its size, no side below this many pixels.
     """
-    with open_image(content) as image:
-        if draft:
-            image.draft("RGB", (draft, draft))
-        return pixels_of(image)
-
-
-def open_image(content: bytes) -> Image.Image:
-    """Reads the header of an image file and decodes nothing yet; raises ImageError when it is none or too large."""
     with _reasons():
         if content[4:12] in _HEIC:
             try:
@@ -87,15 +79,11 @@ def open_image(content: bytes) -> Image.Image:
                 raise ImageError(f"HEIC {needs('pillow-heif', 'faces')}") from None
             register_heif_opener()
         Image.init()  # does nothing after the first time
-        image = Image.open(io.BytesIO(content), formats=[name for name in _FORMATS if name in Image.OPEN])
+        image: Image.Image = Image.open(io.BytesIO(content), formats=[name for name in _FORMATS if name in Image.OPEN])
         if image.width * image.height > MAX_PIXELS:
             raise ImageError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS // 10**6} million")
-        return image
-
-
-def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
-    """Decodes what ``open_image`` opened, which is turned upright in place."""
-    with _reasons():
+        if draft:
+            image.draft("RGB", (draft, draft))
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode == "F":
             raise ImageError("floating-point pixels, of unknown range")
@@ -104,10 +92,13 @@ def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
             gray = (np.asarray(image).clip(0, 65407) + 128) // 257
             return np.stack([gray.astype(np.uint8)] * 3, axis=2)
         if image.has_transparency_data:
-            layer = image if image.mode == "RGBA" else image.convert("RGBA")
+            layer = image.convert("RGBA")
             image = Image.new("RGB", layer.size, "white")
             image.paste(layer, mask=layer)
-        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+            del layer
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        return np.array(image)
 
 
 def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

@@ -72,8 +72,7 @@ def build_index(root: str, cache_dir: str | None = None, option: str = "--data.r
     Raises:
         UserError: when the root is missing or unreadable, or holds no usable image.
     """
-    cache = cache_folder(cache_dir)
-    path = user_path(root)
+    cache, path = cache_folder(cache_dir), user_path(root)
     if not path.is_dir() and not path.is_file():
         problem = "is neither a folder nor a file" if path.exists() else "does not exist"
         raise UserError(f"{option} {root} {problem}; name a folder of UTKFace images or their archive.")
@@ -103,9 +102,8 @@ def build_index(root: str, cache_dir: str | None = None, option: str = "--data.r
 def shared_photos(index: Index, other: Index) -> NDArray[np.bool_]:
     """Which samples of ``index`` show a photo that ``other`` shows too, ``(samples,)``."""
     scans = pd.concat([_load(each.scan).set_index("file").loc[each.samples["file"]] for each in (other, index)])
-    leaders = find_groups(np.stack(scans["thumbnail"]), scans["digest"])
-    n = len(other.samples)
-    return np.isin(leaders[n:], leaders[:n])
+    theirs, ours = np.split(find_groups(np.stack(scans["thumbnail"]), scans["digest"]), [len(other.samples)])
+    return np.isin(ours, theirs)
 
 
 def fingerprints(names: Iterable[str]) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -101,8 +101,7 @@ def balancing_weights(classes: ArrayLike) -> NDArray[np.float64]:
     values, row, counts = np.unique(np.asarray(classes), return_inverse=True, return_counts=True)
     labelled = counts[values >= 0]
     share = labelled.sum() / max(len(labelled), 1)
-    weights: NDArray[np.float64] = np.where(values >= 0, share / counts, 1.0)[row]
-    return weights
+    return np.asarray(np.where(values >= 0, share / counts, 1.0)[row], np.float64)
 
 
 class FaceDataset(Dataset[Batch]):
@@ -153,8 +152,3 @@ class LazyDataLoader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         yield from super().__iter__()
-
-
-def identity_collate(batch: Any) -> Any:
-    """The collation of a dataset that fetches whole batches: none."""
-    return batch

@@ -56,8 +56,7 @@ class Augmentation:
         """Changes one image, uint8 ``(size, size, 3)``; the same way for the same ``seed``."""
         generator = np.random.default_rng(seed)
         self._pipeline.set_random_state(generator, random.Random(int(generator.integers(2**63))))
-        changed: NDArray[np.uint8] = self._pipeline(image=image)["image"]
-        return changed
+        return np.asarray(self._pipeline(image=image)["image"])
 
 
 def _light(A: Any, size: int) -> list[Any]:

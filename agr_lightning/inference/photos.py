@@ -7,7 +7,6 @@ import glob
 import logging
 import math
 import os
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from agr_lightning.data.images import EXTENSIONS, ImageError, open_file, open_image, pixels_of, read_bytes, resize
+from agr_lightning.data.images import EXTENSIONS, ImageError, decode_rgb, open_file, read_bytes, resize
 from agr_lightning.files import user_path, walk_files
 from agr_lightning.inference.faces import DetectorName, build_detector, find_faces, shrink
 from agr_lightning.messages import UserError
@@ -34,10 +33,6 @@ _PICTURE_SIZE = 2048
 
 # So many photos are read ahead where their pictures are kept, of up to 12 MB each.
 _PICTURES = 8
-
-# Photos of more pixels are read one at a time, however many threads there are: 100 megapixels take up to 1 GB.
-_LARGE = 25_000_000
-_LARGE_LOCK = threading.Lock()
 
 
 def find_photos(path: str | None, option: str = "--data.predict_path") -> list[Path]:
@@ -186,7 +181,7 @@ class PhotoReader:
             if content is None and path.suffix.lower() in VIDEO_EXTENSIONS:
                 yield from self._frames(path)
             else:
-                yield self._decode(read_bytes(path) if content is None else content, path)
+                yield self.look(decode_rgb(read_bytes(path) if content is None else content), path)
         except ImageError as error:
             problem = str(error)
         except Exception as error:  # decoders and detectors raise anything; the other inputs go on
@@ -209,13 +204,6 @@ class PhotoReader:
             return Photo(path, crops, boxes, seconds)
         scale = min(1.0, _PICTURE_SIZE / max(height, width))
         return Photo(path, crops, boxes, seconds, picture=shrink(pixels, scale), scale=scale)
-
-    def _decode(self, content: bytes, path: Path) -> Photo:
-        image = open_image(content)
-        with _LARGE_LOCK if image.width * image.height > _LARGE else contextlib.nullcontext():
-            with image:  # which keeps its pixels too, until it is closed
-                pixels = pixels_of(image)
-            return self.look(pixels, path)
 
     def _frames(self, path: Path) -> Iterator[Photo]:
         open_file(path).close()
