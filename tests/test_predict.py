@@ -388,13 +388,10 @@ def test_photos_are_upright_and_of_any_kind(here: Path) -> None:
 
 
 def test_heic_without_its_library_says_so(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from agr_lightning.data import images
-
-    images._learn_heic.cache_clear()
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     Path("a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
     (read,) = PhotoReader(PhotoOptions("none"), 64).read(Path("a.heic"))
-    assert read.problem == "HEIC needs pillow-heif: uv sync --all-extras, or pip install -e '.[faces]'"
+    assert read.problem == "HEIC needs pillow-heif: uv sync --all-extras, or pip install 'agr-lightning[faces]'"
 
 
 def test_hostile_inputs_are_rows(here: Path) -> None:

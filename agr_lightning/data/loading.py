@@ -83,7 +83,7 @@ class EvalSampler(DistributedSampler[int]):
     """Each of ``size`` samples once, over all ranks together: no padding, so that figures are exact."""
 
     def __init__(self, size: int, rank: int = 0, ranks: int = 1) -> None:
-        super().__init__(range(size), ranks, rank)  # type: ignore[arg-type]
+        super().__init__(range(size), ranks, rank, shuffle=False)  # type: ignore[arg-type]
         self._own = range(rank, size, ranks)
 
     def __iter__(self) -> Iterator[int]:

@@ -43,7 +43,7 @@ class Augmentation:
             if isinstance(spec, str):
                 transforms = {"light": _light, "strong": _strong}[spec](albumentations, size)
             else:
-                transforms = [_build(albumentations, **item) for item in spec]  # type: ignore[arg-type]
+                transforms = [_transform(albumentations, **item) for item in spec]  # type: ignore[arg-type]
         self._pipeline = albumentations.Compose(transforms)
         changed = self(np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8), (0,))
         if changed.shape != (size, size, 3) or changed.dtype != np.uint8:
@@ -89,12 +89,12 @@ def _affine(A: Any, scale: float, shift: float, degrees: float) -> Any:
     )
 
 
-def _build(A: Any, class_path: str, init_args: Any = None) -> Any:
+def _transform(A: Any, class_path: str, init_args: Any = None) -> Any:
     """A transform from its YAML form, with those in it; YAML's lists become the tuples that Albumentations asks for."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict) and "class_path" in value:
-            return _build(A, **value)
+            return _transform(A, **value)
         return tuple(plain(each) for each in value) if isinstance(value, list) else value
 
     arguments = {name: plain(value) for name, value in (init_args or {}).items()}
