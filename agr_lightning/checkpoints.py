@@ -3,13 +3,12 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -22,34 +21,30 @@ from agr_lightning.runs import BEST, CHECKPOINTS_FOLDER, LAST, ONNX_SUFFIX, RUNS
 # Where a file says what it holds, and the number of that layout.
 KEY, FORMAT = "agr_lightning", 2
 
-# How Lightning's checkpoints call the tensors of the network.
+# How Lightning's checkpoints call the tensors of the network, and where they keep the options of both classes.
 NETWORK_PREFIX = "network."
+_OPTIONS = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
 
 # The networks that come with this project, by the names that --ckpt_path and --model.weights take.
 _WEIGHTS = Path(__file__).parent / "weights"
 SHIPPED = {"agr": _WEIGHTS / f"agr{SAFETENSORS_SUFFIX}", "small": _WEIGHTS / f"agr_small{SAFETENSORS_SUFFIX}"}
 
-# The options of the data module that say for which images a network was made.
-_DATA = ("age_min", "age_max", "synthetic")
-
-_IMAGES = ("training_images", "validation_images")
-
-# Where Lightning's checkpoints keep the options of both.
-_OPTIONS = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
+# What is kept of a training: the options of the data module that say for which images it was, and what was seen in it.
+_DATA, _IMAGES = ("age_min", "age_max", "synthetic"), ("training_images", "validation_images")
 
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A network after training.
+    """A network after training; what is not known is None.
 
     Attributes:
         config: what the network is.
         state: of its ``AGRNetwork``, calibration included.
-        training_images: fingerprints of the images that it has learned from, int64 ``(n,)``; those that its initial
-            weights and its teachers had seen are among them. None where that is not known.
-        validation_images: fingerprints of those that chose and calibrated it; None where that is not known.
+        training_images: fingerprints of the images that it, its initial weights and its teachers have learned from,
+            int64 ``(n,)``.
+        validation_images: fingerprints of those that chose and calibrated them.
         data: the options of the data module that say for which images it was made: age_min, age_max, synthetic.
-        epoch: of which the weights are, from 0; None where that is not known.
+        epoch: of which the weights are, from 0.
         path: the file that it was read from.
         hyperparameters: of a checkpoint, all options that it was trained with: ``model.NAME`` and ``data.NAME``.
     """
@@ -74,11 +69,7 @@ class TrainedNetwork:
         return self.path.suffix == SAFETENSORS_SUFFIX
 
     def network(self) -> AGRNetwork:
-        """The network, to be evaluated.
-
-        Raises:
-            UserError: when the weights are not those of the network that the file describes.
-        """
+        """The network, to be evaluated; raises UserError when the weights are not those of ``config``."""
         try:
             network = AGRNetwork(self.config)
             network.load_state_dict(self.state)
@@ -102,33 +93,22 @@ def describe(config: NetworkConfig, data: dict[str, Any], epoch: int | None) -> 
     return {"format": FORMAT, "network": config.to_dict(), "data": made_for, "epoch": epoch}
 
 
-def load_trained(named: str | None = None, root: Path = Path(), option: str = "--ckpt_path") -> TrainedNetwork:
-    """Reads the trained network that ``named`` means; the names are those of ``find_checkpoint``."""
-    return read_trained(find_checkpoint(named, root, option), option)
-
-
 def find_checkpoint(named: str | None, root: Path, option: str = "--ckpt_path") -> Path:
-    """The file that ``named`` means.
+    """The file that ``named`` means; raises UserError when there is none.
 
     Args:
         named: a file; a run folder, for its best checkpoint; ``best`` or ``last``, for that of the highest-numbered
             run that has one; ``agr`` or ``small`` for a shipped network; None for ``agr``.
         root: the folder that holds ``lightning_logs``.
         option: how the user named it, for messages.
-
-    Raises:
-        UserError: when there is none.
     """
     if named in (BEST, LAST):
-        files = (root / RUNS_FOLDER).glob(f"version_*/{CHECKPOINTS_FOLDER}/{named}.ckpt")
+        files = root.glob(f"{RUNS_FOLDER}/version_*/{CHECKPOINTS_FOLDER}/{named}.ckpt")
         numbered = {number: file for file in files if (number := number_of(file.parents[1])) is not None}
         if not numbered:
-            raise UserError(
-                f"{option} {named}: no run under {root / RUNS_FOLDER} has a {named}.ckpt; train one with fit."
-            )
+            raise UserError(f"{option} {named}: no run under {root / RUNS_FOLDER} has a {named}.ckpt; train one.")
         return numbered[max(numbered)]
-    named = "agr" if named is None else named
-    path = SHIPPED.get(named) or user_path(named)
+    path = SHIPPED["agr"] if named is None else SHIPPED.get(named) or user_path(named)
     if path.is_dir():
         path = path / CHECKPOINTS_FOLDER / f"{BEST}.ckpt"
     if not path.is_file():
@@ -137,16 +117,12 @@ def find_checkpoint(named: str | None, root: Path, option: str = "--ckpt_path") 
     return path
 
 
-def read_trained(path: Path, option: str = "--ckpt_path") -> TrainedNetwork:
-    """Reads a checkpoint or an exported .safetensors file, without running any code that is in it.
+def load_trained(named: str | None = None, root: Path = Path(), option: str = "--ckpt_path") -> TrainedNetwork:
+    """Reads a checkpoint or an exported .safetensors file by the names of ``find_checkpoint``; runs no code in it.
 
-    Args:
-        path: the file.
-        option: how the user named it, for messages.
-
-    Raises:
-        UserError: when it is damaged, or was not written by this version of the project.
+    Raises UserError when there is none, or it is damaged, or was not written by this version of the project.
     """
+    path = find_checkpoint(named, root, option)
     if path.suffix.lower() == ONNX_SUFFIX:
         raise UserError(
             f"{option} {path}: an ONNX file is for predict alone, without --config, --model and --trainer options."
@@ -160,7 +136,7 @@ def read_trained(path: Path, option: str = "--ckpt_path") -> TrainedNetwork:
 
 
 def read_weights(path: Path, option: str) -> tuple[dict[str, Tensor], TrainedNetwork | None]:
-    """Reads tensors by name, and the trained network that they are where the file says so.
+    """Reads tensors by name, and the trained network that they are where the file says so; runs no code in it.
 
     Args:
         path: what ``torch.save`` wrote, or safetensors by its ending.
@@ -171,7 +147,21 @@ def read_weights(path: Path, option: str) -> tuple[dict[str, Tensor], TrainedNet
     """
     check_readable(path, option)
     file = f"{option} {path}"
-    content = (_read_safetensors if path.suffix == SAFETENSORS_SUFFIX else _read_torch)(path, file)
+    try:
+        if path.suffix == SAFETENSORS_SUFFIX:
+            with safe_open(path, "pt") as opened:
+                content = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+                content[KEY] = json.loads((opened.metadata() or {}).get(KEY, "null"))
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the readers of pickles, zip files and JSON raise anything for a damaged file
+        if "GLOBAL" in str(error):
+            raise UserError(
+                f"{file} is refused: it holds more than weights and plain values, and loading it could run code."
+            ) from None
+        raise UserError(f"{file} is no checkpoint or safetensors file, or is damaged or cut short.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds a {type(content).__name__}, not a checkpoint or state dict.")
     state = content["state_dict"] if isinstance(content.get("state_dict"), dict) else content
     state = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if content.get(KEY) is None:
@@ -188,36 +178,33 @@ def _trained_network(path: Path, file: str, content: dict[str, Any], state: dict
             f"{file} is of another version of this project (its format is {str(written)[:20]}, this version reads "
             f"{FORMAT}): install the version that wrote it, or train or export again."
         )
-    images = {name: state.pop(name, facts.get(name)) for name in _IMAGES}
+    images = [state.pop(name, facts.get(name)) for name in _IMAGES]
     options = {part: content.get(key) or {} for part, key in _OPTIONS.items()}
     data, epoch = facts.get("data"), facts.get("epoch")
     try:
         config = NetworkConfig.from_dict(facts.get("network"))
-        sound = [type(epoch) in (int, NoneType), *map(_are_fingerprints, images.values())]
-        sound += [isinstance(part, dict) for part in (data, *options.values())]
+        sound = [isinstance(epoch, int | None), *(isinstance(part, dict) for part in (data, *options.values()))]
+        tensors = [each for each in images if each is not None]
+        sound += [isinstance(each, Tensor) and (each.ndim, each.dtype) == (1, torch.int64) for each in tensors]
         if not all(sound) or not all(name in _DATA and type(value) is int for name, value in data.items()):
             raise UserError("what it says of its training is not what it should be.")
     except UserError as error:
         raise UserError(f"{file} is damaged, or was not written by this project: {error}") from None
-    # An exported file holds the network alone, and its matrices in 16 bits.
-    prefix = "" if path.suffix == SAFETENSORS_SUFFIX else NETWORK_PREFIX
-    state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    return TrainedNetwork(
-        config,
-        {name: value.float() if value.dtype == torch.float16 else value for name, value in state.items()},
-        **{name: None if value is None else value.numpy() for name, value in images.items()},
-        data=data,
-        epoch=epoch,
-        path=path,
-        hyperparameters={f"{part}.{name}": value for part, named in options.items() for name, value in named.items()},
-    )
+    prefix = "" if path.suffix == SAFETENSORS_SUFFIX else NETWORK_PREFIX  # an exported file holds the network alone
+    state = {
+        name.removeprefix(prefix): value.float() if value.dtype == torch.float16 else value
+        for name, value in state.items()
+        if name.startswith(prefix)
+    }
+    training, validation = (None if each is None else each.numpy() for each in images)
+    named = {f"{part}.{name}": value for part, values in options.items() for name, value in values.items()}
+    return TrainedNetwork(config, state, training, validation, data, epoch, path, named)
 
 
 def write_safetensors(path: Path, trained: TrainedNetwork) -> None:
     """Writes a network, whole or not at all: its weights in 16 bits, what they are of, and what they have seen.
 
-    Raises:
-        UserError: when nobody knows what it has learned from.
+    Raises UserError when nobody knows what it has learned from.
     """
     if trained.training_images is None or trained.validation_images is None:
         raise UserError(
@@ -229,32 +216,3 @@ def write_safetensors(path: Path, trained: TrainedNetwork) -> None:
     content = save(tensors, {KEY: json.dumps(describe(trained.config, trained.data, trained.epoch))})
     with atomic_write(path) as file:
         file.write(content)
-
-
-def _read_torch(path: Path, file: str) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle and zip readers raise anything for a damaged file
-        with path.open("rb") as opened:
-            may_be_one = opened.read(1) in (b"P", b"\x80")  # how a zip file and a pickle begin
-        if may_be_one and ("Unsupported" in str(error) or "GLOBAL" in str(error)):
-            raise UserError(
-                f"{file} is refused: it holds more than weights and plain values, and loading it could run code."
-            ) from None
-        raise UserError(f"{file} is not a checkpoint, or is damaged or cut short.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file} holds a {type(content).__name__}, not a checkpoint or state dict.")
-    return content
-
-
-def _read_safetensors(path: Path, file: str) -> dict[str, Any]:
-    try:
-        with safe_open(path, "pt") as opened:
-            facts = json.loads((opened.metadata() or {}).get(KEY, "null"))
-            return {KEY: facts, "state_dict": {name: opened.get_tensor(name) for name in opened.keys()}}  # noqa: SIM118
-    except (SafetensorError, ValueError, RecursionError):
-        raise UserError(f"{file} is no safetensors file, or is damaged or cut short.") from None
-
-
-def _are_fingerprints(value: object) -> bool:
-    return value is None or (isinstance(value, Tensor) and value.ndim == 1 and value.dtype == torch.int64)

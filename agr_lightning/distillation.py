@@ -29,9 +29,6 @@ class Distillation:
         networks: the teachers, at least one.
         weight: share of the training loss that is about their answers, above 0 and at most 1.
         trained: what is known of the teachers.
-
-    Raises:
-        UserError: for a weight that cannot be.
     """
 
     def __init__(self, networks: Sequence[AGRNetwork], weight: float, trained: Sequence[TrainedNetwork] = ()) -> None:
@@ -42,11 +39,7 @@ class Distillation:
 
     @classmethod
     def load(cls, teachers: Sequence[str], tasks: Sequence[Task], weight: float) -> "Distillation":
-        """Reads the teachers, by names that ``--ckpt_path`` takes too, for a student of these tasks.
-
-        Raises:
-            UserError: for a teacher that cannot be read, or has learned none of the tasks.
-        """
+        """Reads teachers, by names that ``--ckpt_path`` takes too; raises UserError for one that knows no task."""
         trained = [load_trained(named, Path(), "--model.teachers") for named in teachers]
         for teacher in trained:
             known = teacher.config.tasks
@@ -71,20 +64,14 @@ class Distillation:
         with torch.autocast(images.device.type, enabled=False):
             for task, output in outputs.items():
                 known = [(network, answer[task]) for network, answer in answers if task in answer]
+                terms = []
                 if known and task == "age":
-                    losses[task] = _age_loss(student, output, known)
-                elif known:
-                    losses[task] = _divergence(output, [answer for _, answer in known])
+                    years = torch.stack([network.years(answer) for network, answer in known]).mean(0)
+                    terms.append(F.l1_loss(student.years(output), years))
+                heads = [network.heads[task] for network in (student, *(network for network, _ in known))]
+                if known and (task != "age" or all(isinstance(head, AgeDistribution) for head in heads)):
+                    target = torch.stack([answer.softmax(1) for _, answer in known]).mean(0)
+                    terms.append(F.kl_div(output.log_softmax(1), target, reduction="batchmean"))
+                if terms:
+                    losses[task] = torch.stack(terms).sum()
         return losses
-
-
-def _divergence(output: Tensor, answers: list[Tensor]) -> Tensor:
-    target = torch.stack([answer.softmax(1) for answer in answers]).mean(0)
-    return F.kl_div(output.log_softmax(1), target, reduction="batchmean")
-
-
-def _age_loss(student: AGRNetwork, output: Tensor, known: list[tuple[AGRNetwork, Tensor]]) -> Tensor:
-    loss = F.l1_loss(student.years(output), torch.stack([network.years(answer) for network, answer in known]).mean(0))
-    if all(isinstance(network.heads["age"], AgeDistribution) for network in (student, *(each for each, _ in known))):
-        loss = loss + _divergence(output, [answer for _, answer in known])
-    return loss

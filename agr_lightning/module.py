@@ -17,7 +17,7 @@ from agr_lightning.base_module import CheckpointedModule
 from agr_lightning.checkpoints import find_checkpoint, read_weights
 from agr_lightning.data.loading import Batch
 from agr_lightning.distillation import Distillation
-from agr_lightning.labels import CLASSES, MISSING, RACES, TASKS, Task
+from agr_lightning.labels import MISSING, RACES, TASKS, Task
 from agr_lightning.messages import UserError
 from agr_lightning.metrics import SCORES, PredictionTable, StageMetrics
 from agr_lightning.models.calibration import fit_calibration
@@ -120,7 +120,7 @@ class AGRModule(CheckpointedModule):
     def configure_network(self) -> None:
         """Builds the network and loads its initial weights."""
         options = self.hparams
-        self.network = AGRNetwork(NetworkConfig(**{name: options[name] for name in NetworkConfig.names()}))
+        self.network = AGRNetwork(NetworkConfig(**{name: options[name] for name in NetworkConfig().to_dict()}))
         self.tasks = self.network.tasks
         if options["weights"]:
             path = find_checkpoint(options["weights"], Path(), "--model.weights")
@@ -275,11 +275,7 @@ class AGRModule(CheckpointedModule):
         self._log_metrics("val")
         table = self.table.compute()
         if self._calibrating():
-            known: dict[Task, Any] = {task: table[task].to_numpy() for task in TASKS}
-            probabilities = {
-                task: table[[f"prob_{name}" for name in classes]].to_numpy() for task, classes in CLASSES.items()
-            }
-            fitted = fit_calibration(known, table["predicted_age"].to_numpy(), probabilities)
+            fitted = fit_calibration(table)
             self.network.calibration.load_state_dict(fitted)
 
     def _calibrating(self) -> bool:
@@ -289,4 +285,4 @@ class AGRModule(CheckpointedModule):
         self._log_metrics("test")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        return configure(self, self.network.backbone, self.hparams, self._optimizer, self._lr_scheduler, self.trainer)
+        return configure(self, self.network.backbone, self._optimizer, self._lr_scheduler)

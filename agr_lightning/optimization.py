@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import nn
@@ -16,41 +17,29 @@ from agr_lightning.messages import UserError
 # Lightning's own type leaves torch's ReduceLROnPlateau out.
 LRSchedulerCallable = Callable[[torch.optim.Optimizer], LRScheduler]
 
-# Of AdamW, unless the options say otherwise; another optimizer has its own.
-LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.05
-
 # OneCycleLR divides by zero where the way up is a single step.
 _FEWEST_STEPS = 5
 
 
 def configure(
-    module: nn.Module,
+    module: LightningModule,
     backbone: nn.Module,
-    options: Mapping[str, Any],
     optimizer: OptimizerCallable | None,
     lr_scheduler: LRSchedulerCallable | None,
-    trainer: Trainer,
 ) -> OptimizerLRScheduler:
-    """Optimizer and schedule in the form that Lightning wants.
+    """Optimizer and schedule in the form that Lightning wants; UserError for options that cannot work.
 
     Args:
-        module: whose parameters learn.
-        backbone: the part of them with a learning rate of its own.
-        options: learning_rate, backbone_learning_rate, weight_decay and lr_scheduler_interval of ``AGRModule``.
-        optimizer: what builds another optimizer than AdamW; None for AdamW.
-        lr_scheduler: what builds another schedule than one cycle; None for one cycle.
-        trainer: of the run.
-
-    Raises:
-        UserError: for options that cannot work, or a one-cycle schedule without an end.
+        module: whose parameters learn, with the options of ``AGRModule``.
+        backbone: the part of it with a learning rate of its own.
+        optimizer: what builds another optimizer than AdamW.
+        lr_scheduler: what builds another schedule than one cycle.
     """
+    options, trainer = module.hparams, module.trainer
     groups = _parameter_groups(module, backbone, options)
-    if optimizer is not None:
-        built = optimizer(groups)
-    else:
-        # Lightning cannot clip gradients beside a fused optimizer.
-        fused = trainer.gradient_clip_val is None
-        built = torch.optim.AdamW(groups, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=fused)
+    # Lightning cannot clip gradients beside a fused optimizer.
+    adam = partial(torch.optim.AdamW, lr=2e-3, weight_decay=0.05, fused=trainer.gradient_clip_val is None)
+    built = (optimizer or adam)(groups)
     if lr_scheduler is not None:
         schedule, interval = lr_scheduler(built), options["lr_scheduler_interval"]
         if isinstance(schedule, ReduceLROnPlateau) and interval == "step":
@@ -62,13 +51,8 @@ def configure(
     if math.isinf(steps):
         raise UserError("the learning-rate schedule needs an end: give --trainer.max_epochs or --trainer.max_steps.")
     # Smith and Topin, "Super-Convergence", 2018: up for a quarter of the run, then down to almost nothing.
-    one_cycle = OneCycleLR(
-        built,
-        [group["lr"] for group in built.param_groups],
-        total_steps=max(int(steps), _FEWEST_STEPS),
-        pct_start=0.25,
-        cycle_momentum=optimizer is None,
-    )
+    peaks, total = [group["lr"] for group in built.param_groups], max(int(steps), _FEWEST_STEPS)
+    one_cycle = OneCycleLR(built, peaks, total, pct_start=0.25, cycle_momentum=optimizer is None)
     return {"optimizer": built, "lr_scheduler": {"scheduler": one_cycle, "interval": "step"}}
 
 
@@ -77,15 +61,14 @@ def _parameter_groups(module: nn.Module, backbone: nn.Module, options: Mapping[s
     for name in ("learning_rate", "backbone_learning_rate"):
         if options[name] is not None and not 0 < options[name] < math.inf:
             raise UserError(f"--model.{name} {options[name]} must be above 0 and finite.")
-    own = {id(parameter) for parameter in backbone.parameters()}
-    rate = options["learning_rate"]
+    own = set(backbone.parameters())
+    rate, decay = options["learning_rate"], options["weight_decay"]
     groups: list[dict[str, Any]] = []
     for name, members, lr in (
-        ("heads", [parameter for parameter in module.parameters() if id(parameter) not in own], rate),
+        ("heads", [parameter for parameter in module.parameters() if parameter not in own], rate),
         ("backbone", list(backbone.parameters()), options["backbone_learning_rate"] or rate),
     ):
-        chosen = {"lr": lr, "weight_decay": options["weight_decay"]}
-        chosen = {option: value for option, value in chosen.items() if value is not None}
+        chosen = {option: value for option, value in (("lr", lr), ("weight_decay", decay)) if value is not None}
         groups.append({"name": name, "params": [p for p in members if p.ndim > 1], **chosen})
         biases = [p for p in members if p.ndim <= 1]
         groups.append({"name": f"{name}_biases", "params": biases, **chosen, "weight_decay": 0.0})
@@ -97,10 +80,8 @@ def describe_schedule(trainer: Trainer) -> dict[str, str | int]:
     if not trainer.optimizers:
         return {}
     schedule = trainer.lr_scheduler_configs[0].scheduler
-    found: dict[str, str | int] = {
-        "--model.optimizer": type(trainer.optimizers[0]).__name__,
-        "--model.lr_scheduler": type(schedule).__name__,
-    }
+    names = {"--model.optimizer": type(trainer.optimizers[0]), "--model.lr_scheduler": type(schedule)}
+    found: dict[str, str | int] = {name: each.__name__ for name, each in names.items()}
     return found | ({"training steps": schedule.total_steps} if isinstance(schedule, OneCycleLR) else {})
 
 

@@ -15,8 +15,9 @@ from agr_lightning.models.age import (
     AgeDistribution,
     AgeOrdinal,
     AgeRegression,
-    build_age_head,
-    build_age_loss,
+    coral_loss,
+    dldl_loss,
+    mean_variance_loss,
     read_out,
 )
 from agr_lightning.models.config import AgeLossName, AgeReadout, NetworkConfig
@@ -37,7 +38,7 @@ def _softmax(logits: torch.Tensor) -> np.ndarray:
     [("l1", (2 + 0 + 5) / 3), ("mse", (4 + 0 + 25) / 3), ("smooth_l1", (4 / 6 + 0 + 3.5) / 3)],
 )
 def test_losses_of_a_number_follow_their_formula(name: AgeLossName, value: float) -> None:
-    assert build_age_loss(name)(YEARS, TARGET).item() == pytest.approx(value)
+    assert AGE_LOSSES[name].function(YEARS, TARGET).item() == pytest.approx(value)
 
 
 def test_dldl_is_divergence_from_a_gaussian_and_error_of_the_mean() -> None:
@@ -46,7 +47,7 @@ def test_dldl_is_divergence_from_a_gaussian_and_error_of_the_mean() -> None:
         g = np.exp(-((BINS - t) ** 2) / 8)
         g /= g.sum()
         expected += (g * (np.log(g + 1e-300) - np.log(row))).sum() + abs((row * BINS).sum() - t)
-    assert build_age_loss("dldl")(LOGITS, TARGET).item() == pytest.approx(expected / 3, rel=1e-5)
+    assert dldl_loss(LOGITS, TARGET).item() == pytest.approx(expected / 3, rel=1e-5)
 
 
 def test_mean_variance_has_its_three_terms() -> None:
@@ -55,7 +56,7 @@ def test_mean_variance_has_its_three_terms() -> None:
         mean = (row * BINS).sum()
         variance = (row * BINS**2).sum() - mean**2
         expected += -np.log(row[int(t)]) + 0.2 * (mean - t) ** 2 / 2 + 0.05 * variance
-    assert build_age_loss("mean_variance")(LOGITS, TARGET).item() == pytest.approx(expected / 3, rel=1e-5)
+    assert mean_variance_loss(LOGITS, TARGET).item() == pytest.approx(expected / 3, rel=1e-5)
 
 
 def test_coral_asks_every_threshold() -> None:
@@ -64,7 +65,7 @@ def test_coral_asks_every_threshold() -> None:
     for row, t in zip(q, TARGET.tolist(), strict=True):
         passed = BINS[:-1] < t
         expected -= np.log(row[passed]).sum() + np.log(1 - row[~passed]).sum()
-    assert build_age_loss("coral")(logits, TARGET).item() == pytest.approx(expected / 3, rel=1e-5)
+    assert coral_loss(logits, TARGET).item() == pytest.approx(expected / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", AGE_LOSSES)
@@ -73,7 +74,7 @@ def test_every_loss_teaches_its_head(name: AgeLossName) -> None:
     images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
     target = torch.tensor([5.0, 80.0, 30.0, 50.0])
     network = AGRNetwork(NetworkConfig(tasks=("age",), dropout=0.0, age_loss=name, image_size=64))
-    loss, optimizer = build_age_loss(name), torch.optim.AdamW(network.parameters(), 2e-3)
+    loss, optimizer = AGE_LOSSES[name].function, torch.optim.AdamW(network.parameters(), 2e-3)
     errors = []
     for _ in range(60):
         outputs = network(images)
@@ -90,7 +91,7 @@ def test_every_loss_teaches_its_head(name: AgeLossName) -> None:
 @pytest.mark.parametrize("age", [0.0, 116.0])
 def test_the_ends_of_the_scale_have_finite_losses(name: AgeLossName, age: float) -> None:
     logits = torch.full((1, AGES - (name == "coral")), 50.0).requires_grad_()
-    loss = build_age_loss(name)(logits, torch.tensor([age]))
+    loss = AGE_LOSSES[name].function(logits, torch.tensor([age]))
     loss.backward()
     assert loss.isfinite() and logits.grad is not None and logits.grad.isfinite().all()
 
@@ -134,14 +135,15 @@ def test_the_ordinal_head_starts_rank_consistent() -> None:
 
 
 def test_a_read_out_needs_a_distribution() -> None:
-    head = build_age_head("coral", 4, "median")
-    assert isinstance(head, AgeOrdinal) and head.readout == "median"
-    assert isinstance(build_age_head("l1", 4, None), AgeRegression)
+    assert isinstance(AGE_LOSSES["l1"].head(4, None), AgeRegression)
     with pytest.raises(UserError, match=r"age_readout median .*choose the loss from dldl, mean_variance, coral"):
-        build_age_head("smooth_l1", 4, "median")
+        AGE_LOSSES["smooth_l1"].head(4, "median")
 
 
-def test_the_mean_is_read_where_nothing_is_said() -> None:
-    for name in ("dldl", "mean_variance", "coral"):
-        head = build_age_head(name, 4, None)  # type: ignore[arg-type]
-        assert not isinstance(head, AgeRegression) and head.readout == "mean"
+@pytest.mark.parametrize("name", ["dldl", "mean_variance", "coral"])
+def test_the_mean_is_read_where_nothing_is_said(name: AgeLossName) -> None:
+    torch.manual_seed(0)
+    default, mean, median = (AGE_LOSSES[name].head(4, readout) for readout in (None, "mean", "median"))
+    output = LOGITS[:, : AGES - (name == "coral")]
+    assert torch.equal(default.years(output), mean.years(output))
+    assert not torch.allclose(default.years(output), median.years(output))

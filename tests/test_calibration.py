@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from pandas import DataFrame
 
+from agr_lightning.evaluation.metric_table import PROBABILITIES
 from agr_lightning.labels import MISSING
 from agr_lightning.models.calibration import (
     Calibration,
@@ -14,6 +16,7 @@ from agr_lightning.models.calibration import (
     fit_calibration,
     fit_temperature,
 )
+from agr_lightning.models.config import NetworkConfig
 from agr_lightning.models.network import AGRNetwork
 
 
@@ -96,17 +99,17 @@ def test_the_adult_threshold_misses_one_minor_in_a_hundred() -> None:
 def test_the_network_applies_what_was_fitted() -> None:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    network = AGRNetwork().eval()
+    network = AGRNetwork(NetworkConfig(image_size=64)).eval()
     images = torch.randint(0, 256, (6, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         before, outputs = network.predict(images), network(images)
     assert before.age_low is not None and before.age_low.isnan().all()
     n = 300
-    fitted = fit_calibration(
-        {"age": 40 + rng.normal(0, 5, n), "gender": rng.integers(0, 2, n), "race": rng.integers(0, 5, n)},
-        np.full(n, 40.0),
-        {"gender": _softmax(rng.normal(0, 1, (n, 2))), "race": _softmax(rng.normal(0, 1, (n, 5)))},
-    )
+    labels = {"age": 40 + rng.normal(0, 5, n), "gender": rng.integers(0, 2, n), "race": rng.integers(0, 5, n)}
+    table = DataFrame({**labels, "predicted_age": np.full(n, 40.0)})
+    for columns in PROBABILITIES.values():
+        table[columns] = _softmax(rng.normal(0, 1, (n, len(columns))))
+    fitted = fit_calibration(table)
     network.calibration.load_state_dict(fitted)
     with torch.no_grad():
         after = network.predict(images)
@@ -125,9 +128,11 @@ def test_tasks_that_are_not_there_stay_neutral() -> None:
     rng = np.random.default_rng(0)
     n = 300
     labels = {"age": rng.uniform(0, 80, n), "gender": rng.integers(0, 2, n), "race": np.full(n, MISSING)}
-    missing = {"gender": np.full((n, 2), np.nan), "race": _softmax(rng.normal(0, 1, (n, 5)))}
-    fitted, neutral = fit_calibration(labels, np.full(n, np.nan), missing), Calibration().state_dict()
+    table = DataFrame({**labels, "predicted_age": np.full(n, np.nan)})
+    table[PROBABILITIES["gender"]] = np.nan
+    table[PROBABILITIES["race"]] = _softmax(rng.normal(0, 1, (n, 5)))
+    fitted, neutral = fit_calibration(table), Calibration().state_dict()
     assert list(fitted) == list(neutral)
     for name, value in fitted.items():
         assert torch.equal(value.nan_to_num(-1), neutral[name].nan_to_num(-1)), name
-    assert not fit_calibration(labels, labels["age"] + 1, missing)["age_low"].isnan().any()
+    assert not fit_calibration(table.assign(predicted_age=table["age"] + 1))["age_low"].isnan().any()

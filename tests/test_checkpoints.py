@@ -21,7 +21,6 @@ from agr_lightning.checkpoints import (
     describe,
     find_checkpoint,
     load_trained,
-    read_trained,
     read_weights,
     write_safetensors,
 )
@@ -68,7 +67,7 @@ def _same(one: TrainedNetwork, other: TrainedNetwork) -> bool:
 def test_an_exported_network_is_read_back(tmp_path: Path) -> None:
     trained, path = _trained(age_loss="dldl", tta_flip=True, tasks=("age", "race")), tmp_path / "net.safetensors"
     write_safetensors(path, trained)
-    found = read_trained(path)
+    found = load_trained(str(path))
     assert _same(found, trained) and found.exported and found.name == str(path)
     for name, value in trained.state.items():
         there = found.state[name]
@@ -85,7 +84,7 @@ def test_an_exported_network_is_read_back(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_read_with_its_options(tmp_path: Path) -> None:
     trained = _trained()
-    found = read_trained(_save_checkpoint(tmp_path / "net.ckpt", trained))
+    found = load_trained(str(_save_checkpoint(tmp_path / "net.ckpt", trained)))
     assert _same(found, trained) and not found.exported
     assert list(found.state) == list(trained.state)
     assert all(torch.equal(value.nan_to_num(-1), trained.state[n].nan_to_num(-1)) for n, value in found.state.items())
@@ -96,7 +95,7 @@ def test_a_checkpoint_is_read_with_its_options(tmp_path: Path) -> None:
 
 def test_a_training_without_our_data_module_does_not_know_its_images(tmp_path: Path) -> None:
     trained = replace(_trained(), training_images=None, validation_images=None, data={})
-    found = read_trained(_save_checkpoint(tmp_path / "net.ckpt", trained))
+    found = load_trained(str(_save_checkpoint(tmp_path / "net.ckpt", trained)))
     assert found.training_images is None and found.validation_images is None and found.data == {}
     with pytest.raises(UserError, match=r"net\.ckpt does not say which images it has learned from"):
         write_safetensors(tmp_path / "net.safetensors", found)
@@ -118,7 +117,7 @@ def test_weights_of_another_network_than_described(tmp_path: Path) -> None:
     ):
         write_safetensors(path, replace(_trained(), config=config))
         with pytest.raises(UserError, match=rf"net\.safetensors {message}"):
-            read_trained(path).network()
+            load_trained(str(path)).network()
 
 
 def test_files_that_are_something_else(tmp_path: Path) -> None:
@@ -132,13 +131,13 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
     for name, message in (
         ("plain", "holds weights, but does not say of what"),
         ("newer", r"is of another version of this project \(its format is 99, this version reads 2\)"),
-        ("nested", "is no safetensors file, or is damaged or cut short"),
-        ("cut", "is no safetensors file, or is damaged or cut short"),
-        ("empty", "is no safetensors file, or is damaged or cut short"),
+        ("nested", "is no checkpoint or safetensors file, or is damaged or cut short"),
+        ("cut", "is no checkpoint or safetensors file, or is damaged or cut short"),
+        ("empty", "is no checkpoint or safetensors file, or is damaged or cut short"),
         ("gone", "does not exist"),
     ):
         with pytest.raises(UserError, match=rf"^--ckpt_path \S*{name}\.safetensors {message}"):
-            read_trained(tmp_path / f"{name}.safetensors")
+            load_trained(str(tmp_path / f"{name}.safetensors"))
     tensors, trained = read_weights(tmp_path / "plain.safetensors", "--model.weights")
     assert trained is None and tensors["heads.race.weight"].shape == (5, 224)
 
@@ -158,8 +157,8 @@ def test_torch_files_that_are_no_weights(tmp_path: Path, monkeypatch: pytest.Mon
     torch.save({"state_dict": _Evil()}, tmp_path / "evil.pth")
     for name, message in (
         ("cut", "damaged or cut short"),
-        ("text", "not a checkpoint"),
-        ("empty", "not a checkpoint"),
+        ("text", "is no checkpoint or safetensors file"),
+        ("empty", "is no checkpoint or safetensors file"),
         ("list", "holds a list"),
         ("gone", "does not exist"),
         ("evil", "refused: it holds more than weights"),
@@ -198,7 +197,7 @@ def test_a_file_can_say_nothing_but_what_it_should(tmp_path: Path, suffix: str, 
             del tensors[name]
         save_file(tensors, path, {KEY: json.dumps(facts)})
     with pytest.raises(UserError, match=r"net\.\w+ is damaged, or was not written by this project: .*[^.]\.$"):
-        read_trained(path)
+        load_trained(str(path))
 
 
 # ---------------------------------------------------------------------- found
@@ -323,7 +322,7 @@ def test_nothing_is_tested_on_what_it_was_trained_on(exported: Path, trained: Pa
 def test_a_checkpoint_knows_what_its_run_has_seen(exported: Path, trained: Path) -> None:
     from agr_lightning.data.index import fingerprints
 
-    for found in (read_trained(trained / "checkpoints" / "best.ckpt"), read_trained(exported)):
+    for found in (load_trained(str(trained / "checkpoints" / "best.ckpt")), load_trained(str(exported))):
         assert found.config == NetworkConfig(image_size=48) and found.data == DATA
         for split, images in (("train", found.training_images), ("val", found.validation_images)):
             assert images is not None
@@ -359,7 +358,7 @@ def test_what_was_seen_stays_known_through_further_training(exported: Path, here
     from agr_lightning.data.index import fingerprints
 
     def seen(path: Path) -> set[int]:
-        found = read_trained(path)
+        found = load_trained(str(path))
         assert found.training_images is not None and found.validation_images is not None
         return set(found.training_images.tolist()) | set(found.validation_images.tolist())
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from agr_lightning.checkpoints import KEY, TrainedNetwork, describe, read_trained, write_safetensors
+from agr_lightning.checkpoints import KEY, TrainedNetwork, describe, load_trained, write_safetensors
 from agr_lightning.distillation import Distillation
 from agr_lightning.labels import Task
 from agr_lightning.messages import UserError
@@ -166,7 +166,7 @@ def test_nothing_is_tested_on_what_a_teacher_has_seen(trained: Path, here: Path,
     from agr_lightning.data.index import fingerprints
 
     def seen(path: Path) -> set[int]:
-        found = read_trained(path)
+        found = load_trained(str(path))
         assert found.training_images is not None and found.validation_images is not None
         return set(found.training_images.tolist()) | set(found.validation_images.tolist())
 

@@ -259,7 +259,7 @@ def test_uncertainty_is_learned_and_kept(run: Run, here: Path) -> None:
     assert code == 0, err
     state = _checkpoint("best")["state_dict"]
     assert isinstance(state, dict)
-    assert state["loss.total.log_variance.age"].item() != pytest.approx(2.302585, abs=1e-4)
+    assert state["loss.log_variance.age"].item() != pytest.approx(2.302585, abs=1e-4)
     # What is logged in validation is what a reloaded checkpoint finds.
     assert run("validate", *FAST, "--ckpt_path", "best")[0] == 0
     again = _curve("val/loss", Path("lightning_logs/version_1"))

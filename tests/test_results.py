@@ -35,7 +35,7 @@ from agr_lightning.evaluation.metric_table import (
 from agr_lightning.evaluation.results import make_results, summary
 from agr_lightning.labels import MISSING, Task
 from agr_lightning.metrics import MaskedAccuracy, PredictionTable, StageMetrics
-from agr_lightning.models.losses import FixedWeights, LossWeights
+from agr_lightning.models.losses import JointLoss, LossWeights
 from agr_lightning.models.network import Predictions
 from tests.finished_run import FACTS, random_samples, random_table, shades
 
@@ -260,7 +260,7 @@ def test_masked_accuracy() -> None:
 
 
 def test_stage_metrics_weigh_samples_and_not_batches() -> None:
-    metrics = StageMetrics(("age", "race"), FixedWeights(LossWeights(age=0.5, race=2.0), ("age", "race")))
+    metrics = StageMetrics(("age", "race"), JointLoss("l1", LossWeights(age=0.5, race=2.0), tasks=("age", "race")))
     for ages, races, loss in (([1.0, 2.0, 3.0], [0, MISSING, MISSING], 5.0), ([9.0], [0], 1.0)):
         n = len(ages)
         predictions = Predictions(torch.zeros(n), None, None, None, torch.eye(5)[[1] * n])

@@ -1,7 +1,8 @@
-"""Age: heads, read-outs and losses. To try another loss, add a class here and a line to ``AGE_LOSSES``."""
+"""Age: heads, read-outs and losses. To try another loss, add a function here and a line to ``AGE_LOSSES``."""
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,14 +16,9 @@ from agr_lightning.models.config import AgeLossName, AgeReadout
 # A distribution over ages has a class for each year from 0.
 AGES = AGE_MAX + 1
 
-# Age and spread, in years, from which training starts.
-_START, _START_SPREAD = 33.0, 18.0
-
-# The regression's unit, in years: keeps its weights near 1, where one learning rate suits all heads.
-_UNIT = 25.0
-
-
-# ---------------------------------------------------------------------- heads
+# In years: from which age and spread training starts; and the regression's unit, which keeps its weights near 1, where
+# one learning rate suits all heads.
+_START, _START_SPREAD, _UNIT = 33.0, 18.0, 25.0
 
 
 class AgeRegression(nn.Linear):
@@ -53,16 +49,14 @@ class AgeDistribution(nn.Linear):
 
     def __init__(self, features: int, readout: AgeReadout | None = None) -> None:
         super().__init__(features, AGES)
-        self.readout: AgeReadout = readout or "mean"
+        self.readout = readout
         nn.init.normal_(self.weight, std=0.01)
         with torch.no_grad():
             self.bias.copy_(-((torch.arange(AGES) - _START) ** 2) / (2 * _START_SPREAD**2))
 
     def years(self, output: Tensor) -> Tensor:
         """Years, ``(batch,)``, from logits ``(batch, 117)``."""
-        # P(age > k) for k from 0 to 115.
-        survival = 1 - output.softmax(1).cumsum(1)[:, :-1]
-        return read_out(survival, self.readout)
+        return read_out(1 - output.softmax(1).cumsum(1)[:, :-1], self.readout)
 
 
 class AgeOrdinal(nn.Module):
@@ -75,7 +69,7 @@ class AgeOrdinal(nn.Module):
 
     def __init__(self, features: int, readout: AgeReadout | None = None) -> None:
         super().__init__()
-        self.readout: AgeReadout = readout or "mean"
+        self.readout = readout
         self.weight = nn.Parameter(torch.empty(1, features).normal_(std=0.01))
         # Those of a logistic distribution of the starting age and spread.
         scale = _START_SPREAD * math.sqrt(3) / math.pi
@@ -90,22 +84,17 @@ class AgeOrdinal(nn.Module):
         return read_out(output.sigmoid(), self.readout)
 
 
-def read_out(survival: Tensor, readout: AgeReadout) -> Tensor:
-    """Years from the probabilities of being older.
+def read_out(survival: Tensor, readout: AgeReadout | None) -> Tensor:
+    """Years, 0 to 116, ``(batch,)``, from ``P(age > k)`` for k from 0 to 115, ``(batch, 116)``.
 
-    Args:
-        survival: ``P(age > k)`` for k from 0 to 115, ``(batch, 116)``.
-        readout: mean, ``sum_k P(age > k)``; or median, each age k being spread evenly from k - 1/2 to k + 1/2.
-
-    Returns:
-        Years, ``(batch,)``, 0 to 116.
+    By default the mean, ``sum_k P(age > k)``; for the median, each age k is spread evenly from k - 1/2 to k + 1/2.
 
     Example:
         >>> survival = torch.tensor([[1.0] * 30 + [0.5] + [0.0] * 85])  # 30 or 31, with equal probability
         >>> read_out(survival, "mean"), read_out(survival, "median")
         (tensor([30.5000]), tensor([30.5000]))
     """
-    if readout == "mean":
+    if readout != "median":
         return survival.sum(1)
     # Where the probability first falls to one half, between P(age > -1) = 1 and P(age > 116) = 0.
     ends = F.pad(F.pad(survival, (1, 0), value=1.0), (0, 1), value=0.0)
@@ -115,83 +104,59 @@ def read_out(survival: Tensor, readout: AgeReadout) -> Tensor:
     return (passed - 0.5 + step)[:, 0].clamp(0, AGE_MAX)
 
 
-AgeHead = AgeRegression | AgeDistribution | AgeOrdinal
-
-
-# ---------------------------------------------------------------------- losses: of what the heads return
-
-
-class DLDLAgeLoss(nn.Module):
+def dldl_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Label distribution learning: ``mean(KL(g || p) + |m - t|)``.
 
     ``p`` is the softmax, ``m`` its mean and ``g`` a Gaussian around the label with a spread of 2 years, renormalised
     over the ages that exist.
     Source: Gao et al., "Age Estimation Using Expectation of Label Distribution Learning", IJCAI 2018 (DLDL-v2).
     """
-
-    spread = 2.0
-
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        ages = torch.arange(AGES, device=logits.device)
-        gaussian = (-((ages - target[:, None]) ** 2) / (2 * self.spread**2)).softmax(1)
-        divergence = F.kl_div(logits.log_softmax(1), gaussian, reduction="batchmean")
-        return divergence + F.l1_loss(logits.softmax(1) @ ages.float(), target)
+    ages = torch.arange(AGES, device=logits.device)
+    gaussian = (-((ages - target[:, None]) ** 2) / (2 * 2**2)).softmax(1)
+    divergence = F.kl_div(logits.log_softmax(1), gaussian, reduction="batchmean")
+    return divergence + F.l1_loss(logits.softmax(1) @ ages.float(), target)
 
 
-class MeanVarianceAgeLoss(nn.Module):
+def mean_variance_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy, error of the mean, and spread: ``mean(-log p_t + 0.1 (m - t)^2 + 0.05 v)``.
 
     ``m`` and ``v`` are mean and variance of the softmax ``p``; labels are rounded to a year.
     Source: Pan et al., "Mean-Variance Loss for Deep Age Estimation from a Face", CVPR 2018, equation 6 with
     ``lambda_1 = 0.2`` (of half the squared error) and ``lambda_2 = 0.05``.
     """
-
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        ages = torch.arange(AGES, device=logits.device).float()
-        probabilities = logits.softmax(1)
-        mean = probabilities @ ages
-        variance = (probabilities * (ages - mean[:, None]) ** 2).sum(1)
-        entropy = F.cross_entropy(logits, target.round().long())
-        return entropy + 0.1 * F.mse_loss(mean, target) + 0.05 * variance.mean()
+    ages = torch.arange(AGES, device=logits.device).float()
+    probabilities = logits.softmax(1)
+    mean = probabilities @ ages
+    variance = (probabilities * (ages - mean[:, None]) ** 2).sum(1)
+    entropy = F.cross_entropy(logits, target.round().long())
+    return entropy + 0.1 * F.mse_loss(mean, target) + 0.05 * variance.mean()
 
 
-class CoralAgeLoss(nn.Module):
+def coral_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Binary cross-entropy of all thresholds: ``mean(-sum_k [t > k] log q_k + [t <= k] log(1 - q_k))``.
 
     ``q_k`` is the predicted ``P(age > k)``. Source: Cao, Mirjalili and Raschka, 2020 (CORAL), equation 4, with all
     weights 1.
     """
-
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        passed = target[:, None] > torch.arange(AGES - 1, device=logits.device)
-        return F.binary_cross_entropy_with_logits(logits, passed.float(), reduction="sum") / len(target)
+    passed = target[:, None] > torch.arange(AGES - 1, device=logits.device)
+    return F.binary_cross_entropy_with_logits(logits, passed.float(), reduction="sum") / len(target)
 
 
 class AgeLoss(NamedTuple):
-    """A loss, and the head whose output it takes beside the labels in years, ``(batch,)``."""
+    """A loss of a head's output and of labels in years, ``(batch,)``; and the head, of features and a read-out."""
 
-    build: Callable[[], nn.Module]
-    head: Callable[[int, AgeReadout | None], AgeHead]
+    function: Callable[[Tensor, Tensor], Tensor]
+    head: Callable[[int, AgeReadout | None], nn.Module]
 
 
 AGE_LOSSES: dict[AgeLossName, AgeLoss] = {
     # mean(|y - t|), in years: the reported metric itself.
-    "l1": AgeLoss(nn.L1Loss, AgeRegression),
+    "l1": AgeLoss(F.l1_loss, AgeRegression),
     # mean((y - t)^2), in years squared; weigh it by about 0.01.
-    "mse": AgeLoss(nn.MSELoss, AgeRegression),
+    "mse": AgeLoss(F.mse_loss, AgeRegression),
     # mean(d^2 / 6 if |d| < 3 else |d| - 1.5) with d = y - t (Girshick, "Fast R-CNN", ICCV 2015, equation 3).
-    "smooth_l1": AgeLoss(lambda: nn.SmoothL1Loss(beta=3.0), AgeRegression),
-    "dldl": AgeLoss(DLDLAgeLoss, AgeDistribution),
-    "mean_variance": AgeLoss(MeanVarianceAgeLoss, AgeDistribution),
-    "coral": AgeLoss(CoralAgeLoss, AgeOrdinal),
+    "smooth_l1": AgeLoss(partial(F.smooth_l1_loss, beta=3.0), AgeRegression),
+    "dldl": AgeLoss(dldl_loss, AgeDistribution),
+    "mean_variance": AgeLoss(mean_variance_loss, AgeDistribution),
+    "coral": AgeLoss(coral_loss, AgeOrdinal),
 }
-
-
-def build_age_head(loss: AgeLossName, features: int, readout: AgeReadout | None) -> AgeHead:
-    """The head whose output a loss takes; raises UserError for a read-out where there is no distribution to read."""
-    return AGE_LOSSES[loss].head(features, readout)
-
-
-def build_age_loss(name: AgeLossName) -> nn.Module:
-    """The age loss called ``name``."""
-    return AGE_LOSSES[name].build()

@@ -21,8 +21,7 @@ class SqueezeExcite(nn.Module):
         self.excite = nn.Conv2d(channels // reduction, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = x.mean((2, 3), keepdim=True)
-        gate = torch.relu(self.squeeze(gate))
+        gate = torch.relu(self.squeeze(x.mean((2, 3), keepdim=True)))
         return x * torch.sigmoid(self.excite(gate))
 
 
@@ -62,9 +61,6 @@ class AGRCNN(nn.Module):
 
     A strided stem and four stages, each halving the resolution. With ``WIDTHS`` 3.5 million parameters and 182 million
     multiply-adds at 128x128; with ``SMALL_WIDTHS`` 1.4 and 80 million.
-
-    Args:
-        widths: channels of the stem and of the four stages.
 
     Shape: ``(batch, 3, height, width)`` float to ``(batch, widths[-1])``.
     """

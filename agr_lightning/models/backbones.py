@@ -1,11 +1,11 @@
 """Backbones by name: what turns normalised images into features. To add one, give it a line in ``OURS``."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 from torchvision import models
 
 from agr_lightning.labels import Task
@@ -27,7 +27,7 @@ TIMM = "timm/"
 
 
 def build_backbone(name: str, tasks: tuple[Task, ...], image_size: int) -> tuple[nn.Module, int]:
-    """Builds a backbone with random weights.
+    """Builds a backbone with random weights; raises UserError for an unknown name, or images that do not fit it.
 
     Args:
         name: one of ``OURS``; one of ``TORCHVISION``, of which vgg* and alexnet are their convolutions and global
@@ -38,23 +38,23 @@ def build_backbone(name: str, tasks: tuple[Task, ...], image_size: int) -> tuple
     Returns:
         A module, ``(batch, 3, image_size, image_size)`` float to ``(batch, features)`` or to one of these for each
         task; and how many features there are.
-
-    Raises:
-        UserError: when no backbone has this name, or the images do not fit it.
     """
-    if name not in OURS and name not in TORCHVISION and not name.startswith(TIMM):
-        raise UserError(
-            f"no backbone is called '{name}'{did_you_mean(name, (*OURS, *TORCHVISION))}; known: {', '.join(OURS)}, "
-            f"torchvision's classification networks, and {TIMM}NAME for timm's."
-        )
     try:
         if name in OURS:
             network = OURS[name](tasks, image_size)
         elif name in TORCHVISION:
             network = _from_torchvision(name, image_size)
-        else:
+        elif name.startswith(TIMM):
             network = timm_backbone(name, image_size)
-        features = _count_features(network, image_size)
+        else:
+            raise UserError(
+                f"no backbone is called '{name}'{did_you_mean(name, (*OURS, *TORCHVISION))}; known: {', '.join(OURS)}, "
+                f"torchvision's classification networks, and {TIMM}NAME for timm's."
+            )
+        # On the meta device nothing is computed but shapes.
+        images = torch.empty(2, 3, image_size, image_size, device="meta")
+        with torch.no_grad():
+            found = copy.deepcopy(network).to("meta").eval()(images)
     except (AssertionError, RuntimeError, ValueError) as error:  # as the libraries refuse a size
         reason = str(error).partition("\n")[0].rstrip(".!")
         raise UserError(f"--data.image_size {image_size} does not fit {name}: {reason}.") from None
@@ -65,7 +65,7 @@ def build_backbone(name: str, tasks: tuple[Task, ...], image_size: int) -> tuple
             # MobileNetV3's is a tenth, for half a million steps: after some hundreds, its statistics would still lag
             # so far behind the weights that evaluation is at chance.
             layer.momentum = 0.1
-    return network, features
+    return network, (next(iter(found.values())) if isinstance(found, dict) else found).shape[1]
 
 
 def _from_torchvision(name: str, image_size: int) -> nn.Module:
@@ -90,8 +90,7 @@ def _from_torchvision(name: str, image_size: int) -> nn.Module:
 def timm_backbone(name: str, image_size: int, pretrained: bool = False) -> nn.Module:
     """One of timm's networks, ``timm/NAME``, with random weights or with those that timm downloads.
 
-    Raises:
-        UserError: when timm is not installed, or has no network of this name.
+    Raises UserError when timm is not installed, or has no network of this name.
     """
     try:
         import timm
@@ -104,13 +103,3 @@ def timm_backbone(name: str, image_size: int, pretrained: bool = False) -> nn.Mo
     if hasattr(network, "set_input_size"):
         network.set_input_size(image_size)  # type: ignore[operator]
     return network
-
-
-def _count_features(network: nn.Module, image_size: int) -> int:
-    """Found, without computing anything, from the shapes that two images go through."""
-    tensors = {name: value.to("meta") for name, value in (*network.named_parameters(), *network.named_buffers())}
-    with torch.no_grad():
-        found = functional_call(network.eval(), tensors, torch.empty(2, 3, image_size, image_size, device="meta"))
-    network.train()
-    shape = next(iter(found.values())).shape if isinstance(found, dict) else found.shape
-    return int(shape[1])

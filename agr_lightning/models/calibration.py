@@ -1,36 +1,27 @@
 """What is fitted on validation images and goes with every prediction: temperatures, age intervals, a threshold."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agr_lightning.labels import MISSING, ClassTask, Task
+from agr_lightning.labels import CLASSES, MISSING
 
-# Age intervals are calibrated for predictions of similar age, in at most so many bins.
-AGE_BINS = 10
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+# Age intervals are calibrated for predictions of similar age, in at most so many bins of at least so many predictions:
+# enough for a tenth in each tail to be several.
+AGE_BINS, _SMALLEST_BIN = 10, 100
 
 # Level of the age interval of each prediction.
 AGE_INTERVAL_LEVEL = 0.8
 
 # Below this age, in years, somebody counts as a minor; the threshold may miss this share of the minors.
 ADULT, MISSED_MINORS = 18, 0.01
-
-# Predictions in a bin of predicted age: enough for a tenth in each tail to be several.
-_SMALLEST_BIN = 100
-
-_NEUTRAL = {
-    "gender_temperature": torch.tensor(1.0),
-    "race_temperature": torch.tensor(1.0),
-    "age_edges": torch.full((AGE_BINS - 1,), math.inf),
-    "age_low": torch.full((AGE_BINS,), math.nan),
-    "age_high": torch.full((AGE_BINS,), math.nan),
-    "adult_threshold": torch.tensor(math.nan),
-}
 
 
 class Calibration(nn.Module):
@@ -46,21 +37,18 @@ class Calibration(nn.Module):
             NaN until fitted.
     """
 
-    gender_temperature: Tensor
-    race_temperature: Tensor
-    age_edges: Tensor
-    age_low: Tensor
-    age_high: Tensor
-    adult_threshold: Tensor
-
     def __init__(self) -> None:
         super().__init__()
-        for name, value in _NEUTRAL.items():
-            self.register_buffer(name, value.clone())
+        self.gender_temperature = nn.Buffer(torch.tensor(1.0))
+        self.race_temperature = nn.Buffer(torch.tensor(1.0))
+        self.age_edges = nn.Buffer(torch.full((AGE_BINS - 1,), math.inf))
+        self.age_low = nn.Buffer(torch.full((AGE_BINS,), math.nan))
+        self.age_high = nn.Buffer(torch.full((AGE_BINS,), math.nan))
+        self.adult_threshold = nn.Buffer(torch.tensor(math.nan))
 
     def reset(self) -> None:
         """Makes it neutral again."""
-        self.load_state_dict(_NEUTRAL)
+        self.load_state_dict(Calibration().state_dict())
 
     def age_interval(self, years: Tensor) -> tuple[Tensor, Tensor]:
         """Lower and upper ends, years, ``(batch,)`` each, of the intervals around predicted ages ``(batch,)``."""
@@ -68,30 +56,20 @@ class Calibration(nn.Module):
         return (years + self.age_low[bins]).clamp(min=0), (years + self.age_high[bins]).clamp(min=0)
 
 
-def fit_calibration(
-    labels: Mapping[Task, NDArray[Any]],
-    age: NDArray[np.float64],
-    probabilities: Mapping[ClassTask, NDArray[np.float64]],
-) -> dict[str, Tensor]:
-    """Fits everything that predictions and labels of validation images allow.
+def fit_calibration(table: "DataFrame") -> dict[str, Tensor]:
+    """The state of a ``Calibration``, fitted on validation images; neutral for missing tasks or too few images.
 
     Args:
-        labels: ``age`` in years, ``gender`` and ``race`` as codes or ``MISSING``, each ``(n,)``.
-        age: predicted, years, ``(n,)``; NaN without this task.
-        probabilities: of ``gender`` and ``race`` at temperature 1, ``(n, classes)``; NaN without the task.
-
-    Returns:
-        The state of a ``Calibration``; values of missing tasks or too few images are neutral.
+        table: a row an image, with the columns ``age`` in years, ``gender`` and ``race`` as codes or ``MISSING``,
+            ``predicted_age`` in years, and ``prob_CLASS`` at temperature 1; predictions are NaN without the task.
     """
-    edges, low, high = fit_age_intervals(age, labels["age"])
-    fitted = {
-        "gender_temperature": fit_temperature(probabilities["gender"], labels["gender"]),
-        "race_temperature": fit_temperature(probabilities["race"], labels["race"]),
-        "age_edges": edges,
-        "age_low": low,
-        "age_high": high,
-        "adult_threshold": fit_adult_threshold(age, labels["age"]),
-    }
+    age, predicted = table["age"].to_numpy(), table["predicted_age"].to_numpy()
+    fitted: dict[str, Any] = {}
+    for task, classes in CLASSES.items():
+        probabilities = table[[f"prob_{name}" for name in classes]].to_numpy()
+        fitted[f"{task}_temperature"] = fit_temperature(probabilities, table[task].to_numpy())
+    fitted["age_edges"], fitted["age_low"], fitted["age_high"] = fit_age_intervals(predicted, age)
+    fitted["adult_threshold"] = fit_adult_threshold(predicted, age)
     return {name: torch.tensor(value, dtype=torch.float32) for name, value in fitted.items()}
 
 
@@ -129,10 +107,9 @@ def fit_age_intervals(
     edges, low, high = np.full(AGE_BINS - 1, np.inf), np.full(AGE_BINS, np.nan), np.full(AGE_BINS, np.nan)
     known = ~np.isnan(predicted)
     predicted, error = predicted[known], (age - predicted)[known]
-    if not len(predicted):
-        return edges, low, high
     bins = min(max(len(predicted) // _SMALLEST_BIN, 1), AGE_BINS)
-    edges[: bins - 1] = np.quantile(predicted, np.arange(1, bins) / bins)
+    if bins > 1:
+        edges[: bins - 1] = np.quantile(predicted, np.arange(1, bins) / bins)
     bin_of = (predicted[:, None] >= edges).sum(1)
     for each in range(AGE_BINS):
         # A bin that equal predictions left with too few borrows from all.

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from agr_lightning.labels import MISSING, RACES, TASKS, Task
 from agr_lightning.messages import UserError
-from agr_lightning.models.age import build_age_loss
+from agr_lightning.models.age import AGE_LOSSES
 from agr_lightning.models.config import AgeLossName
 
 Weighting = Literal["fixed", "uncertainty"]
@@ -36,46 +36,8 @@ class LossWeights:
                 raise UserError(f"--model.loss_weights.{task} {weight} must be 0 or more, and finite.")
 
 
-class FixedWeights(nn.Module):
-    """The joint loss ``sum_i w_i L_i``."""
-
-    def __init__(self, weights: LossWeights, tasks: tuple[Task, ...]) -> None:
-        super().__init__()
-        self.weights: dict[Task, float] = {task: getattr(weights, task) for task in tasks}
-
-    def forward(self, losses: dict[Task, Tensor]) -> Tensor:
-        return torch.stack([self.weights[task] * loss for task, loss in losses.items()]).sum()
-
-
-class UncertaintyWeights(nn.Module):
-    """The joint loss ``sum_i exp(-s_i) L_i + s_i / 2`` with learned ``s_i``, which begin at ``-log w_i``.
-
-    Source: Kendall, Gal and Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses", CVPR 2018, equation 10;
-    the factor one half of its regression losses only shifts ``s``.
-    """
-
-    def __init__(self, weights: LossWeights, tasks: tuple[Task, ...]) -> None:
-        super().__init__()
-        self.log_variance = nn.ParameterDict()
-        for task in tasks:
-            if getattr(weights, task) == 0:
-                raise UserError(
-                    f"--model.loss_weights.{task} 0 cannot be with --model.loss_weighting uncertainty, which would "
-                    "learn it: leave the task out with --model.tasks, or use fixed weights."
-                )
-            self.log_variance[task] = nn.Parameter(torch.tensor(-math.log(getattr(weights, task))))
-
-    def forward(self, losses: dict[Task, Tensor]) -> Tensor:
-        # A loss is exactly 0 without any label of the task: then s has nothing to learn from, and would sink for ever.
-        terms = [
-            ((-s).exp() * losses[task] + s / 2) * (losses[task] != 0)  # type: ignore[index]
-            for task, s in self.log_variance.items()
-        ]
-        return torch.stack(terms).sum()
-
-
 class JointLoss(nn.Module):
-    """Weighted sum of the tasks' losses.
+    """The tasks' losses, and their weighted sum; raises UserError for values that cannot work.
 
     Args:
         age_loss: a name from ``age.AGE_LOSSES``.
@@ -87,12 +49,8 @@ class JointLoss(nn.Module):
 
     Attributes:
         race_weights: what the loss of a sample is multiplied by, for each race, float32 ``(5,)``; ones unless set.
-
-    Raises:
-        UserError: for a weight of 0 that would be learned.
+        log_variance: what uncertainty weighting learns, a scalar per task; empty for fixed weights.
     """
-
-    race_weights: Tensor
 
     def __init__(
         self,
@@ -105,31 +63,46 @@ class JointLoss(nn.Module):
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise UserError(f"--model.label_smoothing {label_smoothing} must be at least 0 and below 1.")
-        self._label_smoothing = label_smoothing
-        self.age_loss = build_age_loss(age_loss)
-        self.total = (FixedWeights if weighting == "fixed" else UncertaintyWeights)(weights, tasks)
-        self.register_buffer("race_weights", torch.ones(len(RACES)))
+        self._age_loss, self._weights, self._label_smoothing = AGE_LOSSES[age_loss].function, weights, label_smoothing
+        self.race_weights = nn.Buffer(torch.ones(len(RACES)))
+        self.log_variance = nn.ParameterDict()
+        for task in tasks if weighting == "uncertainty" else ():
+            if getattr(weights, task) == 0:
+                raise UserError(
+                    f"--model.loss_weights.{task} 0 cannot be with --model.loss_weighting uncertainty, which would "
+                    "learn it: leave the task out with --model.tasks, or use fixed weights."
+                )
+            self.log_variance[task] = nn.Parameter(torch.tensor(-math.log(getattr(weights, task))))
 
     def forward(self, outputs: dict[Task, Tensor], labels: dict[Task, Tensor]) -> dict[Task, Tensor]:
-        """Each task's unweighted mean loss over the samples that carry its label; ``total`` joins them.
+        """Each task's unweighted mean loss over the samples that carry its label, a scalar; ``total`` joins them.
+
+        It is exactly 0, with zero gradient, when no sample has the label.
 
         Args:
             outputs: what ``AGRNetwork`` returns.
-            labels: ``age`` in years, float ``(batch,)``; ``gender`` and ``race`` class indices,
-                int64 ``(batch,)``, where ``labels.MISSING`` masks a sample.
-
-        Returns:
-            A scalar per task in ``outputs``; exactly 0, with zero gradient, when no sample has the label.
+            labels: ``age`` in years, float ``(batch,)``; ``gender`` and ``race`` class indices, int64 ``(batch,)``,
+                where ``labels.MISSING`` masks a sample.
         """
-        losses: dict[Task, Tensor] = {}
         # In 32 bits under mixed precision too: bfloat16's mean of a distribution of ages comes in steps of 0.25 years.
         with torch.autocast(labels["age"].device.type, enabled=False):
-            for task, output in outputs.items():
-                if task == "age":
-                    losses[task] = self.age_loss(output, labels[task])
-                else:
-                    losses[task] = self._entropy(task, output, labels[task])
-        return losses
+            return {task: self._loss(task, output, labels[task]) for task, output in outputs.items()}
+
+    def total(self, losses: dict[Task, Tensor]) -> Tensor:
+        """The joint loss, a scalar.
+
+        With fixed weights ``sum_i w_i L_i``; with uncertainty weighting ``sum_i exp(-s_i) L_i + s_i / 2`` with learned
+        ``s_i``, which begin at ``-log w_i``. Source: Kendall, Gal and Cipolla, "Multi-Task Learning Using Uncertainty
+        to Weigh Losses", CVPR 2018, equation 10; the factor one half of its regression losses only shifts ``s``.
+        """
+        if not self.log_variance:
+            return torch.stack([getattr(self._weights, task) * loss for task, loss in losses.items()]).sum()
+        # A loss is exactly 0 without any label of the task: then s has nothing to learn from, and would sink for ever.
+        terms = [
+            ((-s).exp() * losses[task] + s / 2) * (losses[task] != 0)  # type: ignore[index]
+            for task, s in self.log_variance.items()
+        ]
+        return torch.stack(terms).sum()
 
     def weigh_races(self, weights: list[float]) -> None:
         """Sets ``race_weights``; raises UserError unless there is a number for each race, not all of them 0."""
@@ -140,10 +113,12 @@ class JointLoss(nn.Module):
             )
         self.race_weights.copy_(torch.tensor(weights))
 
-    def _entropy(self, task: Task, logits: Tensor, target: Tensor) -> Tensor:
+    def _loss(self, task: Task, output: Tensor, target: Tensor) -> Tensor:
+        if task == "age":
+            return self._age_loss(output, target)
         known = target != MISSING
         smoothing = self._label_smoothing if self.training else 0.0
-        each = F.cross_entropy(logits, target, ignore_index=MISSING, reduction="none", label_smoothing=smoothing)
+        each = F.cross_entropy(output, target, ignore_index=MISSING, reduction="none", label_smoothing=smoothing)
         if task == "race":
             # A factor for each sample by its label, also where the label is smoothed.
             each = each * self.race_weights[target.clamp(min=0)]

@@ -10,28 +10,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agr_lightning.labels import CLASSES, Task
-from agr_lightning.models.age import AgeHead, build_age_head
+from agr_lightning.models.age import AGE_LOSSES
 from agr_lightning.models.backbones import build_backbone
 from agr_lightning.models.calibration import Calibration
 from agr_lightning.models.config import NetworkConfig
 
-# Mean and standard deviation of ImageNet's pixels, in 0..255: what torchvision's weights expect.
-_PIXEL_MEAN = (123.675, 116.28, 103.53)
-_PIXEL_STD = (58.395, 57.12, 57.375)
-
-# Brightness of red, green and blue (ITU-R BT.601), as OpenCV and Pillow weigh them.
-_LUMA = (0.299, 0.587, 0.114)
-
 
 class Predictions(NamedTuple):
-    """Answers for a batch; those of a task that the network does not have are None.
+    """Answers for a batch, float32; those of a task that the network does not have are None.
 
     Attributes:
-        age: years, float32 ``(batch,)``, never negative.
-        age_low: lower end of the 80 % age interval, years, float32 ``(batch,)``; NaN until it is calibrated.
+        age: years, ``(batch,)``, never negative.
+        age_low: lower end of the 80 % age interval, years, ``(batch,)``; NaN until it is calibrated.
         age_high: upper end of the age interval.
-        gender: probabilities, float32 ``(batch, 2)``, in the order of ``labels.GENDERS``.
-        race: probabilities, float32 ``(batch, 5)``, in the order of ``labels.RACES``.
+        gender: probabilities, ``(batch, 2)``, in the order of ``labels.GENDERS``.
+        race: probabilities, ``(batch, 5)``, in the order of ``labels.RACES``.
     """
 
     age: Tensor | None
@@ -46,16 +39,13 @@ class Predictions(NamedTuple):
 
 
 class AGRNetwork(nn.Module):
-    """Shared backbone and one head per task.
+    """Shared backbone and one head per task; raises UserError for an unknown backbone, or images that do not fit it.
 
     Attributes:
         config: what it is.
         tasks: of the heads, in the order of ``labels.TASKS``.
         calibration: what was measured on validation images and is applied by ``read``.
         frozen: whether the backbone is kept as it is.
-
-    Raises:
-        UserError: for an unknown backbone, or images that do not fit it.
 
     Example:
         >>> network = AGRNetwork(NetworkConfig(image_size=64)).eval()
@@ -64,23 +54,21 @@ class AGRNetwork(nn.Module):
         (torch.Size([1]), torch.Size([1, 5]))
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
-    luma: Tensor
-
     def __init__(self, config: NetworkConfig = NetworkConfig()) -> None:  # noqa: B008 (frozen)
         super().__init__()
         self.config, self.tasks = config, config.tasks
         self.frozen = self._detached = False
-        self.register_buffer("pixel_mean", torch.tensor(_PIXEL_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("pixel_std", torch.tensor(_PIXEL_STD).view(1, 3, 1, 1))
-        self.register_buffer("luma", torch.tensor(_LUMA).view(1, 3, 1, 1), persistent=False)
+        # Mean and standard deviation of ImageNet's pixels, in 0..255: what torchvision's weights expect.
+        self.pixel_mean = nn.Buffer(torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1))
+        self.pixel_std = nn.Buffer(torch.tensor([58.395, 57.12, 57.375]).view(1, 3, 1, 1))
+        # Brightness of red, green and blue (ITU-R BT.601), as OpenCV and Pillow weigh them.
+        self.luma = nn.Buffer(torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1), persistent=False)
         self.calibration = Calibration()
         self.backbone, features = build_backbone(config.backbone, self.tasks, config.image_size)
         self.dropout = nn.Dropout(config.dropout)
         self.heads = nn.ModuleDict()
         if "age" in self.tasks:
-            self.heads["age"] = build_age_head(config.age_loss, features, config.age_readout)
+            self.heads["age"] = AGE_LOSSES[config.age_loss].head(features, config.age_readout)
         for task, classes in CLASSES.items():
             if task in self.tasks:
                 self.heads[task] = head = nn.Linear(features, len(classes))
@@ -102,21 +90,16 @@ class AGRNetwork(nn.Module):
         self.train(self.training)
 
     def forward(self, images: Tensor) -> dict[Task, Tensor]:
-        """Computes what the losses need.
+        """Computes what the losses need from RGB images, uint8 ``(batch, 3, height, width)``.
 
-        Args:
-            images: RGB, uint8 ``(batch, 3, height, width)``.
-
-        Returns:
-            By task, float32: what the age head's ``forward`` returns; ``gender`` logits, ``(batch, 2)``; ``race``
-            logits, ``(batch, 5)``.
+        By task, float32: what the age head's ``forward`` returns, and the logits of gender, ``(batch, 2)``, and of
+        race, ``(batch, 5)``.
         """
         pixels = images.float()
         if self.config.grayscale:
             pixels = (pixels * self.luma).sum(1, keepdim=True).expand_as(pixels)
         pixels = (pixels - self.pixel_mean) / self.pixel_std
-        twice = self.config.tta_flip and not self.training
-        if twice:
+        if twice := self.config.tta_flip and not self.training:
             pixels = torch.cat((pixels, pixels.flip(3)))
         with torch.no_grad() if self._detached else contextlib.nullcontext():
             found = self.backbone(pixels)
@@ -133,25 +116,22 @@ class AGRNetwork(nn.Module):
 
     def read(self, outputs: dict[Task, Tensor]) -> Predictions:
         """Turns what ``forward`` returned into years and probabilities."""
-        age = self.years(outputs["age"]) if "age" in outputs else None
-        low, high = (None, None) if age is None else self.calibration.age_interval(age)
         fitted = self.calibration
+        age = self.years(outputs["age"]) if "age" in outputs else None
+        low, high = (None, None) if age is None else fitted.age_interval(age)
         gender = (outputs["gender"] / fitted.gender_temperature).softmax(1) if "gender" in outputs else None
         race = (outputs["race"] / fitted.race_temperature).softmax(1) if "race" in outputs else None
         return Predictions(age, low, high, gender, race)
 
     def years(self, output: Tensor) -> Tensor:
         """Ages, ``(batch,)``, from what the age head returned."""
-        head = self.heads["age"]
-        assert isinstance(head, AgeHead)
-        return head.years(output)
+        return self.heads["age"].years(output)  # type: ignore[operator, no-any-return]
 
     def resize(self, images: Tensor) -> Tensor:
         """Images ``(batch, 3, height, width)`` at the network's own size."""
         size = (self.config.image_size, self.config.image_size)
-        if images.shape[2:] == size:
-            return images
-        return F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+        same = images.shape[2:] == size
+        return images if same else F.interpolate(images.float(), size, mode="bilinear", antialias=True)
 
     def predict(self, images: Tensor) -> Predictions:
         """Years and probabilities for RGB images of any size, uint8 ``(batch, 3, height, width)``."""

@@ -4,10 +4,8 @@ from torch import Tensor, nn
 
 from agr_lightning.labels import Task
 
-_WIDTHS = (32, 64, 128, 256)
-_TRUNK = (32, 64)
-_BRANCH = (128, 256, 256)
-_DENSE = 256
+# Channels of the convolutions, and features of the dense layers.
+_WIDTHS, _TRUNK, _BRANCH, _DENSE = (32, 64, 128, 256), (32, 64), (128, 256, 256), 256
 
 
 class PlainCNN(nn.Module):
@@ -42,17 +40,16 @@ class TwoBranchCNN(nn.Module):
     def __init__(self, tasks: tuple[Task, ...]) -> None:
         super().__init__()
         self.trunk = _blocks(3, _TRUNK)
-        self.branches = nn.ModuleDict({task: _branch() for task in tasks})
+        self.branches = nn.ModuleDict()
+        for task in tasks:
+            pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            layers = (_blocks(_TRUNK[-1], _BRANCH), *pooled, nn.Linear(_BRANCH[-1], _DENSE), nn.ReLU())
+            self.branches[task] = nn.Sequential(*layers)
         _initialise(self)
 
     def forward(self, x: Tensor) -> dict[Task, Tensor]:
         shared = self.trunk(x)
         return {task: branch(shared) for task, branch in self.branches.items()}  # type: ignore[misc]
-
-
-def _branch() -> nn.Module:
-    pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return nn.Sequential(_blocks(_TRUNK[-1], _BRANCH), *pooled, nn.Linear(_BRANCH[-1], _DENSE), nn.ReLU())
 
 
 def _blocks(inputs: int, widths: tuple[int, ...], normalised: bool = True) -> nn.Sequential:
