@@ -21,9 +21,8 @@ from agr_lightning.runs import BEST, CHECKPOINTS_FOLDER, LAST, ONNX_SUFFIX, RUNS
 # Where a file says what it holds, and the number of that layout.
 KEY, FORMAT = "agr_lightning", 2
 
-# How Lightning's checkpoints call the tensors of the network, and where they keep the options of both classes.
+# How Lightning's checkpoints call the tensors of the network.
 NETWORK_PREFIX = "network."
-_OPTIONS = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
 
 # The networks that come with this project, by the names that --ckpt_path and --model.weights take.
 _WEIGHTS = Path(__file__).parent / "weights"
@@ -40,8 +39,7 @@ class TrainedNetwork:
     Attributes:
         config: what the network is.
         state: of its ``AGRNetwork``, calibration included.
-        training_images: fingerprints of the images that it, its initial weights and its teachers have learned from,
-            int64 ``(n,)``.
+        training_images: fingerprints of what it, its initial weights and its teachers learned from, int64 ``(n,)``.
         validation_images: fingerprints of those that chose and calibrated them.
         data: the options of the data module that say for which images it was made: age_min, age_max, synthetic.
         epoch: of which the weights are, from 0.
@@ -118,10 +116,7 @@ def find_checkpoint(named: str | None, root: Path, option: str = "--ckpt_path") 
 
 
 def load_trained(named: str | None = None, root: Path = Path(), option: str = "--ckpt_path") -> TrainedNetwork:
-    """Reads a checkpoint or an exported .safetensors file by the names of ``find_checkpoint``; runs no code in it.
-
-    Raises UserError when there is none, or it is damaged, or was not written by this version of the project.
-    """
+    """Reads the checkpoint or exported file that ``find_checkpoint`` finds; raises UserError for anything else."""
     path = find_checkpoint(named, root, option)
     if path.suffix.lower() == ONNX_SUFFIX:
         raise UserError(
@@ -138,28 +133,23 @@ def load_trained(named: str | None = None, root: Path = Path(), option: str = "-
 def read_weights(path: Path, option: str) -> tuple[dict[str, Tensor], TrainedNetwork | None]:
     """Reads tensors by name, and the trained network that they are where the file says so; runs no code in it.
 
-    Args:
-        path: what ``torch.save`` wrote, or safetensors by its ending.
-        option: how the user named it, for messages.
-
-    Raises:
-        UserError: when it is missing, damaged, of another version of this project, or could run code.
+    The file is of ``torch.save``, or of safetensors by its ending; ``option`` is how the user named it. Raises
+    UserError when it is missing, damaged, of another version of this project, or could run code.
     """
     check_readable(path, option)
     file = f"{option} {path}"
     try:
         if path.suffix == SAFETENSORS_SUFFIX:
             with safe_open(path, "pt") as opened:
-                content = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-                content[KEY] = json.loads((opened.metadata() or {}).get(KEY, "null"))
+                state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+                content = {"state_dict": state, KEY: json.loads((opened.metadata() or {}).get(KEY, "null"))}
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers of pickles, zip files and JSON raise anything for a damaged file
+        reason = "is no checkpoint or safetensors file, or is damaged or cut short"
         if "GLOBAL" in str(error):
-            raise UserError(
-                f"{file} is refused: it holds more than weights and plain values, and loading it could run code."
-            ) from None
-        raise UserError(f"{file} is no checkpoint or safetensors file, or is damaged or cut short.") from None
+            reason = "is refused: it holds more than weights and plain values, and loading it could run code"
+        raise UserError(f"{file} {reason}.") from None
     if not isinstance(content, dict):
         raise UserError(f"{file} holds a {type(content).__name__}, not a checkpoint or state dict.")
     state = content["state_dict"] if isinstance(content.get("state_dict"), dict) else content
@@ -179,13 +169,12 @@ def _trained_network(path: Path, file: str, content: dict[str, Any], state: dict
             f"{FORMAT}): install the version that wrote it, or train or export again."
         )
     images = [state.pop(name, facts.get(name)) for name in _IMAGES]
-    options = {part: content.get(key) or {} for part, key in _OPTIONS.items()}
+    options = {"model": content.get("hyper_parameters", {}), "data": content.get("datamodule_hyper_parameters", {})}
     data, epoch = facts.get("data"), facts.get("epoch")
     try:
         config = NetworkConfig.from_dict(facts.get("network"))
         sound = [isinstance(epoch, int | None), *(isinstance(part, dict) for part in (data, *options.values()))]
-        tensors = [each for each in images if each is not None]
-        sound += [isinstance(each, Tensor) and (each.ndim, each.dtype) == (1, torch.int64) for each in tensors]
+        sound += [each is None or (isinstance(each, Tensor) and each.dtype == torch.int64) for each in images]
         if not all(sound) or not all(name in _DATA and type(value) is int for name, value in data.items()):
             raise UserError("what it says of its training is not what it should be.")
     except UserError as error:
@@ -207,9 +196,7 @@ def write_safetensors(path: Path, trained: TrainedNetwork) -> None:
     Raises UserError when nobody knows what it has learned from.
     """
     if trained.training_images is None or trained.validation_images is None:
-        raise UserError(
-            f"{trained.name} does not say which images it has learned from: train it with UTKFaceDataModule."
-        )
+        raise UserError(f"{trained.name} does not say which images it has learned from: train with UTKFaceDataModule.")
     # Matrices alone: biases, statistics and calibration are few, and not all of them fit 16 bits.
     tensors = {name: (value.half() if value.ndim > 1 else value).contiguous() for name, value in trained.state.items()}
     tensors |= {name: torch.from_numpy(getattr(trained, name)) for name in _IMAGES}

@@ -53,10 +53,7 @@ class Distillation:
     def losses(self, images: Tensor, outputs: dict[Task, Tensor], student: AGRNetwork) -> dict[Task, Tensor]:
         """How far a student's answers are from the teachers', by task; tasks that no teacher has are left out.
 
-        Args:
-            images: RGB, uint8 ``(batch, 3, height, width)``.
-            outputs: what ``student`` returned for them.
-            student: the network that learns.
+        ``outputs`` are what the student returned for ``images``, RGB, uint8 ``(batch, 3, height, width)``.
         """
         with torch.no_grad():
             answers = [(network, network(network.to(images.device).resize(images))) for network in self._networks]

@@ -17,9 +17,6 @@ from agr_lightning.messages import UserError
 # Lightning's own type leaves torch's ReduceLROnPlateau out.
 LRSchedulerCallable = Callable[[torch.optim.Optimizer], LRScheduler]
 
-# OneCycleLR divides by zero where the way up is a single step.
-_FEWEST_STEPS = 5
-
 
 def configure(
     module: LightningModule,
@@ -27,13 +24,10 @@ def configure(
     optimizer: OptimizerCallable | None,
     lr_scheduler: LRSchedulerCallable | None,
 ) -> OptimizerLRScheduler:
-    """Optimizer and schedule in the form that Lightning wants; UserError for options that cannot work.
+    """Optimizer and schedule in the form that Lightning wants: AdamW and one cycle, unless others are to be built.
 
-    Args:
-        module: whose parameters learn, with the options of ``AGRModule``.
-        backbone: the part of it with a learning rate of its own.
-        optimizer: what builds another optimizer than AdamW.
-        lr_scheduler: what builds another schedule than one cycle.
+    ``module`` has the parameters and options of an ``AGRModule``; ``backbone`` is the part of it with a learning rate
+    of its own. Raises UserError for options that cannot work.
     """
     options, trainer = module.hparams, module.trainer
     groups = _parameter_groups(module, backbone, options)
@@ -50,8 +44,9 @@ def configure(
     steps = trainer.estimated_stepping_batches
     if math.isinf(steps):
         raise UserError("the learning-rate schedule needs an end: give --trainer.max_epochs or --trainer.max_steps.")
-    # Smith and Topin, "Super-Convergence", 2018: up for a quarter of the run, then down to almost nothing.
-    peaks, total = [group["lr"] for group in built.param_groups], max(int(steps), _FEWEST_STEPS)
+    # Smith and Topin, "Super-Convergence", 2018: up for a quarter of the run, then down to almost nothing. In five
+    # steps at least, since OneCycleLR divides by zero where the way up is a single one.
+    peaks, total = [group["lr"] for group in built.param_groups], max(int(steps), 5)
     one_cycle = OneCycleLR(built, peaks, total, pct_start=0.25, cycle_momentum=optimizer is None)
     return {"optimizer": built, "lr_scheduler": {"scheduler": one_cycle, "interval": "step"}}
 

@@ -21,9 +21,7 @@ OURS: dict[str, Callable[[tuple[Task, ...], int], nn.Module]] = {
     "two_branch_cnn": lambda tasks, size: TwoBranchCNN(tasks),
 }
 TORCHVISION: tuple[str, ...] = tuple(models.list_models(module=models))
-
-# What the names of timm's networks begin with.
-TIMM = "timm/"
+TIMM = "timm/"  # how the names of timm's networks begin
 
 
 def build_backbone(name: str, tasks: tuple[Task, ...], image_size: int) -> tuple[nn.Module, int]:

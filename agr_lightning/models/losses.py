@@ -75,9 +75,7 @@ class JointLoss(nn.Module):
             self.log_variance[task] = nn.Parameter(torch.tensor(-math.log(getattr(weights, task))))
 
     def forward(self, outputs: dict[Task, Tensor], labels: dict[Task, Tensor]) -> dict[Task, Tensor]:
-        """Each task's unweighted mean loss over the samples that carry its label, a scalar; ``total`` joins them.
-
-        It is exactly 0, with zero gradient, when no sample has the label.
+        """Each task's unweighted mean loss over the samples that have its label; 0, with zero gradient, where none has.
 
         Args:
             outputs: what ``AGRNetwork`` returns.
