@@ -1,19 +1,18 @@
 """results.json files -> one table and one plot. Reads what tests wrote, and measures what their networks cost."""
 
-import math
-import time
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from pandas import DataFrame, concat, notna
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-from agr_lightning.evaluation.figures import ACCENT, DPI, INK, QUIET, as_error, error_label
+from agr_lightning.evaluation.figures import DPI, error_label, errors_with_bars
 from agr_lightning.evaluation.metric_table import RANKED, Metric
 from agr_lightning.evaluation.results import SMALLEST_GROUP
 from agr_lightning.files import atomic_text, atomic_write, user_path
@@ -29,15 +28,12 @@ _THROUGHPUT_BATCH = 32
 _TURNS, _SECONDS_A_TURN = 7, 0.15
 
 
-def compare(runs: Sequence[str], output: str | None = None) -> str:
-    """Compares tested runs.
+def compare(runs: list[str], output: str | None = None) -> str:
+    """One Markdown table of tested runs for each test set, the runs with the smallest error first.
 
     Args:
         runs: run folders, or results.json files.
-        output: folder for comparison.md, comparison.csv and comparison.png; None writes none.
-
-    Returns:
-        A Markdown table for each test set, the runs with the smallest error first.
+        output: folder for comparison.md, comparison.csv and comparison.png; null writes none.
 
     Raises:
         UserError: when a run has no results that can be read.
@@ -97,7 +93,7 @@ def _markdown(rows: DataFrame) -> str:
         cells, worst = [row["run"], row["name"], str(row["image_size"])], []
         for metric in RANKED:
             name = metric.name
-            cells.append(_text(metric, row[name], [row[f"{name}_low"], row[f"{name}_high"]]))
+            cells.append(_text(metric, *(row[column] for column in _with_ends(metric))))
             if notna(row[f"{name}_worst"]):
                 worst.append(f"{metric.task} {row[f'{name}_worst_group']}: {_text(metric, row[f'{name}_worst'])}")
         cells += [", ".join(worst), f"{row['parameters'] / 1e6:.2f}", f"{row['multiply_adds'] / 1e6:,.0f}"]
@@ -106,13 +102,10 @@ def _markdown(rows: DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _text(metric: Metric, value: float, interval: Sequence[float] = ()) -> str:
+def _text(metric: Metric, value: float, *interval: float) -> str:
     """Without the years, which the column's head has."""
     text = metric.text(value if notna(value) else None, [end for end in interval if notna(end)])
     return text.replace(" years", "")
-
-
-# ---------------------------------------------------------------------- costs
 
 
 def measure_costs(networks: Sequence[AGRNetwork]) -> DataFrame:
@@ -121,38 +114,26 @@ def measure_costs(networks: Sequence[AGRNetwork]) -> DataFrame:
     Returns:
         A row a network: ``parameters``; ``multiply_adds`` of convolutions and matrix products, for one image;
         ``weights_mb``, as 32-bit floats, 10^6 bytes; ``latency_ms`` of a batch of one; ``images_per_second`` in
-        batches of 32. Times are medians over turns, and in each turn of the quickest calls.
+        batches of 32. Times are medians, over turns of their medians.
     """
-    rows, threads = [], torch.get_num_threads()
-    seconds = np.empty((_TURNS, len(networks), 2))
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            for turn in seconds:
-                for network, times in zip(networks, turn, strict=True):
-                    times[:] = [_seconds(network.eval(), batch) for batch in (1, _THROUGHPUT_BATCH)]
-    finally:
-        torch.set_num_threads(threads)
-    for network, (single, batch) in zip(networks, np.median(seconds, 0).tolist(), strict=True):
-        with FlopCounterMode(display=False) as counter, torch.inference_mode():
-            network(_images(network, 1))
-        size = sum(value.numel() * value.element_size() for value in network.state_dict().values())
-        parameters = sum(value.numel() for value in network.parameters())
-        costs = (counter.get_total_flops() // 2, size / 1e6, 1000 * single, _THROUGHPUT_BATCH / batch)
-        rows.append((parameters, *costs))
+    rows, seconds = [], np.empty((_TURNS, len(networks), 2))
+    with torch.inference_mode():
+        for turn in seconds:
+            for network, times in zip(networks, turn, strict=True):
+                times[:] = [_seconds(network.eval(), batch) for batch in (1, _THROUGHPUT_BATCH)]
+        for network, (single, batch) in zip(networks, np.median(seconds, 0), strict=True):
+            with FlopCounterMode(display=False) as counter:
+                network(_images(network, 1))
+            parameters = sum(value.numel() for value in network.parameters())
+            size = sum(value.nbytes for value in network.state_dict().values())
+            costs = (counter.get_total_flops() // 2, size / 1e6, 1000 * single, _THROUGHPUT_BATCH / batch)
+            rows.append((parameters, *costs))
     return DataFrame(rows, columns=["parameters", "multiply_adds", "weights_mb", "latency_ms", "images_per_second"])
 
 
 def _seconds(network: AGRNetwork, batch: int) -> float:
-    """The quickest call of a turn."""
-    images, taken = _images(network, batch), [math.inf]
-    network.predict(images)
-    end = time.perf_counter() + _SECONDS_A_TURN
-    while len(taken) < 2 or time.perf_counter() < end:
-        start = time.perf_counter()
-        network.predict(images)
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+    timer = Timer("network.predict(images)", globals={"network": network, "images": _images(network, batch)})
+    return timer.blocked_autorange(min_run_time=_SECONDS_A_TURN).median
 
 
 def _images(network: AGRNetwork, batch: int) -> torch.Tensor:
@@ -160,48 +141,31 @@ def _images(network: AGRNetwork, batch: int) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
 
 
-# ---------------------------------------------------------------------- plot
-
-
 def draw_comparison(test_sets: Sequence[DataFrame]) -> Figure:
     """Error against latency: a row of panels for each test set, a panel for each task."""
     metrics = [metric for metric in RANKED if any(rows[metric.name].notna().any() for rows in test_sets)]
     heights = [2.6 + 0.17 * len(rows) for rows in test_sets]
-    figure = Figure(figsize=(5.6 * len(metrics), sum(heights)), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(4.2 * len(metrics) + 1.6, sum(heights)), dpi=DPI, layout="constrained")
     panels = figure.subplots(len(test_sets), len(metrics), squeeze=False, height_ratios=heights)
     for rows, line in zip(test_sets, panels, strict=True):
         for metric, axes in zip(metrics, line, strict=True):
-            _error_against_latency(axes, rows.dropna(subset=[metric.name]), metric)
+            errors, bars = errors_with_bars(metric, rows[_with_ends(metric)].to_numpy())
+            points = zip(rows["name"], rows["latency_ms"], errors, bars.T, cycle("osD^vPX"), strict=False)
+            for name, milliseconds, error, bar, marker in points:
+                axes.errorbar(milliseconds, error, bar[:, None], fmt=marker, label=name, markersize=6, elinewidth=1)
+            if np.isnan(errors).all():
+                axes.set_axis_off()
+            axes.set(xscale="log", xlabel="milliseconds an image, one core", ylabel=error_label(metric))
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.spines[["top", "right"]].set_visible(False)
         title = f"Test set {rows['test_set'].iloc[0]}, {rows['n'].iloc[0]:,} images"
         line[0].set_title(title, loc="left", fontsize=10)
+        line[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=9)
     return figure
 
 
-def _error_against_latency(axes: Axes, rows: DataFrame, metric: Metric) -> None:
-    axes.set(xlabel="milliseconds an image, one core", ylabel=error_label(metric))
-    if rows.empty:
-        axes.set_axis_off()
-        return
-    ends = [f"{metric.name}{end}" for end in ("", "_low", "_high")]
-    errors = as_error(metric, rows[ends].astype(float)).join(rows[["name", "latency_ms"]]).sort_values(metric.name)
-    axes.vlines("latency_ms", ends[1], ends[2], data=errors, color=QUIET, linewidth=1.2, zorder=1)
-    axes.plot("latency_ms", metric.name, "o", data=errors, color=ACCENT, markersize=5, zorder=2)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.08, y=0.08)
-    # Names in a column on the right, in the order of the errors and far enough apart to be read.
-    low, high = axes.get_ylim()
-    wanted = (errors[metric.name] - low) / (high - low)
-    steps = min(0.9 / len(errors), 0.075) * np.arange(len(errors))
-    apart = np.maximum.accumulate(wanted - steps) + steps
-    places = np.clip(apart - (apart - wanted).mean(), steps, 1 - steps[::-1])
-    line = {"arrowstyle": "-", "color": QUIET, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
-    for row, place in zip(errors.to_dict("records"), places, strict=True):
-        point, beside = (row["latency_ms"], row[metric.name]), (1.03, place)
-        text = axes.annotate(
-            row["name"], point, beside, textcoords="axes fraction", arrowprops=line, annotation_clip=False
-        )
-        text.set(va="center", fontsize=8, color=INK)
+def _with_ends(metric: Metric) -> list[str]:
+    """A metric's columns: its value and the ends of its interval."""
+    return [f"{metric.name}{end}" for end in ("", "_low", "_high")]

@@ -11,17 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pandas import DataFrame, Series
-from PIL import Image
 
 from agr_lightning.evaluation.bootstrap import wilson
-from agr_lightning.evaluation.metric_table import RANKED, Metric, confidence, error, hits, predicted
+from agr_lightning.evaluation.metric_table import RANKED, Metric, Values, confidence, error, hits, predicted
 from agr_lightning.labels import AGE_BANDS, AGE_MAX, CLASSES, ClassTask, age_band
 
-# The figure of the training curves, and those that show photos, by name.
+# The names of the figure of the training curves and of those that show photos.
 CURVES_FIGURE = "training_curves"
 FACE_FIGURES = ("sample_faces", "worst_mistakes")
 
-INK, ACCENT, QUIET, GRID = "#1b2a41", "#c0503a", "#9aa5b1", "#e6e9ee"
+INK, ACCENT, QUIET, _GRID = "#1b2a41", "#c0503a", "#9aa5b1", "#e6e9ee"
 DPI = 130
 
 # A map that reads the same in print and to colour-blind eyes.
@@ -31,9 +30,7 @@ _STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": F
 _STYLE |= {f"boxplot.{part}props.color": INK for part in ("box", "whisker", "cap")}
 _STYLE |= {"boxplot.medianprops.color": ACCENT, "boxplot.medianprops.linewidth": 2}
 
-# Grids of faces: lines and columns; side of a face, room above it for its caption, gap between, and title, pixels.
-_LINES, _COLUMNS = 4, 8
-_FACE, _CAPTION, _GAP, _TITLE = 136, 58, 16, 40
+_LINES, _COLUMNS = 4, 8  # of the grids of faces
 
 # Years of error from which a caption is red.
 _FAR_OFF = 10
@@ -59,8 +56,7 @@ def draw_figures(
             figures[f"confusion_{task}"] = _confusion(task, np.array(results["classes"][task]["confusion"]))
         if classified:
             figures["reliability"] = _reliability(results, classified)
-        metrics = [metric for metric in RANKED if results["metrics"][metric.name] is not None]
-        if metrics:
+        if metrics := [metric for metric in RANKED if results["metrics"][metric.name] is not None]:
             figures["error_by_group"] = _error_by_group(results, metrics)
         text = "predicted (labelled, where it differs)"
         red = f"red: gender or race differs, or age by more than {_FAR_OFF} years"
@@ -72,20 +68,30 @@ def draw_figures(
     return figures
 
 
-def as_error(metric: Metric, value: Any) -> Any:
-    """A metric, or values of it in an array, so that less is better: years, or % of wrong answers."""
-    return value if metric.unit == "years" else 100 * (1 - value)
+def errors_with_bars(metric: Metric, values: Sequence[Sequence[Any]]) -> tuple[Values, Values]:
+    """Errors, years or % of wrong answers, so that less is better, with bars as ``errorbar`` takes them.
+
+    Args:
+        metric: what was measured.
+        values: its values and the lower and upper ends of their intervals, ``(n, 3)``; None where unknown.
+
+    Returns:
+        The errors ``(n,)`` and the lengths of the bars to their left and right ``(2, n)``, NaN where unknown.
+    """
+    ends = np.array(values, np.float64)
+    ends = ends if metric.unit == "years" else 100 * (1 - ends)
+    return ends[:, 0], abs(np.sort(ends[:, 1:], axis=1) - ends[:, :1]).T
 
 
 def error_label(metric: Metric) -> str:
-    """What ``as_error`` is, for an axis."""
+    """What ``errors_with_bars`` gives, for an axis."""
     return f"{metric.label} (years)" if metric.unit == "years" else f"{metric.task} errors (%)"
 
 
-def _panels(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
+def _panels(width: float, height: float, columns: int = 1, rows: int = 1, **shared: Any) -> tuple[Figure, list[Axes]]:
     """A figure and its panels, ``width`` and ``height`` inches each."""
     figure = Figure(figsize=(width * columns, height * rows), dpi=DPI, layout="constrained")
-    return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **shared).ravel())
 
 
 def _age_scatter(table: DataFrame) -> Figure:
@@ -148,21 +154,18 @@ def _reliability(results: Mapping[str, Any], tasks: Sequence[ClassTask]) -> Figu
 
 def _error_by_group(results: Mapping[str, Any], metrics: Sequence[Metric]) -> Figure:
     groups = [group for group in results["groups"] if " x " not in group["attribute"]][::-1]
-    figure = Figure(figsize=(1.6 + 3.0 * len(metrics), 1.0 + 0.26 * len(groups)), dpi=DPI, layout="constrained")
-    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    borders = [row - 0.5 for row in range(1, len(groups)) if groups[row - 1]["attribute"] != groups[row]["attribute"]]
+    figure, panels = _panels(3.0 + 1.6 / len(metrics), 1.0 + 0.26 * len(groups), len(metrics), sharey=True)
     for metric, axes in zip(metrics, panels, strict=True):
-        axes.axvline(as_error(metric, results["metrics"][metric.name]), color=QUIET, linewidth=1, linestyle="--")
-        for place, group in enumerate(groups):
-            value, interval = group[metric.name], group["intervals"][metric.name]
-            if interval:
-                axes.hlines(place, *as_error(metric, np.array(interval)), INK, linewidth=1.4)
-            if value is not None:
-                axes.plot(as_error(metric, value), place, "o", color=ACCENT, markersize=5)
-            if place and groups[place - 1]["attribute"] != group["attribute"]:
-                axes.axhline(place - 0.5, color=QUIET, linewidth=0.6)
+        found = [(group[metric.name], *(group["intervals"][metric.name] or (None, None))) for group in groups]
+        (whole,), _ = errors_with_bars(metric, [[results["metrics"][metric.name]] * 3])
+        errors, bars = errors_with_bars(metric, found)
+        axes.axvline(whole, color=QUIET, linewidth=1, linestyle="--")
+        axes.hlines(borders, 0, 1, QUIET, linewidth=0.6, transform=axes.get_yaxis_transform())
+        axes.errorbar(errors, range(len(groups)), xerr=bars, fmt="o", color=ACCENT, ecolor=INK, markersize=5)
         axes.set_xlabel(error_label(metric))
         axes.set_xlim(left=0)
-        axes.grid(axis="x", color=GRID, linewidth=0.8)
+        axes.grid(axis="x", color=_GRID, linewidth=0.8)
     panels[0].set_yticks(range(len(groups)), [f"{group['value']}  (n={group['n']:,})" for group in groups], fontsize=9)
     figure.suptitle("Error by group, 95 % intervals; dashed: all images", fontsize=11)
     return figure
@@ -186,38 +189,25 @@ def worst_rows(table: DataFrame) -> NDArray[np.int64]:
 
 
 def _face_grid(table: DataFrame, faces: NDArray[np.uint8], title: str) -> Figure:
-    """The faces of a table's rows with captions, as one picture: axes for each would take ten times as long."""
-    across, down = _FACE + _GAP, _CAPTION + _FACE + _GAP
-    sheet = np.full((_TITLE + -(-len(table) // _COLUMNS) * down, _COLUMNS * across + _GAP, 3), 255, np.uint8)
-    figure = Figure(figsize=(sheet.shape[1] / DPI, sheet.shape[0] / DPI), dpi=DPI)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    axes.text(sheet.shape[1] / 2, _TITLE / 2, title, color=INK, ha="center", va="center")
-    far, captions = _captions(table)
-    for place, (face, wrong, text) in enumerate(zip(faces, far, captions, strict=True)):
-        top, left = _TITLE + place // _COLUMNS * down + _CAPTION, _GAP + place % _COLUMNS * across
-        small = Image.fromarray(face).resize((_FACE, _FACE), Image.Resampling.BILINEAR)
-        sheet[top : top + _FACE, left : left + _FACE] = np.asarray(small)
-        where, colour = (left + _FACE / 2, top - 4), ACCENT if wrong else INK
-        axes.text(*where, text, color=colour, fontsize=7.7, ha="center", va="bottom", linespacing=1.1)
-    axes.imshow(sheet, interpolation="nearest")
-    return figure
-
-
-def _captions(table: DataFrame) -> tuple[NDArray[np.bool_], list[str]]:
-    """Which predictions are wrong, and what to write above each face."""
-    wrong, parts = abs(error(table)) > _FAR_OFF, []
+    """The faces of a table's rows with captions, which are red where something is wrong."""
+    wrong, lines = abs(error(table)) > _FAR_OFF, []
     if not table["predicted_age"].isna().all():
-        parts.append(
-            [f"{age:.0f} ({label:.0f})" for age, label in zip(table["predicted_age"], table["age"], strict=True)]
-        )
+        ages = zip(table["predicted_age"], table["age"], strict=True)
+        lines.append([f"{age:.0f} ({label:.0f})" for age, label in ages])
     for task, names in CLASSES.items():
         if not np.isnan(confidence(table, task)).all():
             wrong |= hits(table, task) == 0
             pairs = zip(predicted(table, task), table[task], strict=True)
             known = [*names, "?"]  # MISSING is the last
-            parts.append([names[code] if code == label else f"{names[code]} ({known[label]})" for code, label in pairs])
-    return wrong, ["\n".join(lines) for lines in zip(*parts, strict=True)]
+            lines.append([names[code] if code == label else f"{names[code]} ({known[label]})" for code, label in pairs])
+    figure, panels = _panels(1.17, 1.65, _COLUMNS, -(-len(table) // _COLUMNS))
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, face, red, caption in zip(panels, faces, wrong, zip(*lines, strict=True), strict=False):
+        axes.imshow(face)
+        axes.set_title("\n".join(caption), color=ACCENT if red else INK, fontsize=7.7, linespacing=1.1, pad=3)
+    figure.suptitle(title, color=INK, fontsize=10)
+    return figure
 
 
 # ---------------------------------------------------------------------- training curves
@@ -253,15 +243,13 @@ def draw_curves(curves: Mapping[str, Series]) -> Figure | None:
                 label = "lowest validation loss"
                 axes.axvline(known["val/loss"].idxmin(), color=QUIET, linewidth=1, linestyle="--", label=label)
             for stage, label, colour in (("train", "training", INK), ("val", "validation", ACCENT)):
-                curve = known.get(f"{stage}/{name}")
-                if curve is not None:
-                    values = curve if titles[name][-2] != "%" else 100 * curve
-                    marker = "o" if len(curve) < 30 else None
+                if (curve := known.get(f"{stage}/{name}")) is not None:
+                    values, marker = 100 * curve if "%" in titles[name] else curve, "o" if len(curve) < 30 else None
                     axes.plot(curve.index, values, color=colour, marker=marker, markersize=3, label=label)
             axes.set_title(titles[name], fontsize=10)
             axes.set_xlabel("training steps", fontsize=9)
             axes.xaxis.set_major_formatter("{x:,.0f}")
             axes.locator_params(axis="x", nbins=6, integer=True)
-            axes.grid(axis="y", color=GRID, linewidth=0.8)
+            axes.grid(axis="y", color=_GRID, linewidth=0.8)
         panels[0].legend(frameon=False, fontsize=8)
     return figure

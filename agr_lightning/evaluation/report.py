@@ -1,7 +1,6 @@
 """A finished run -> one HTML page and a model card. The words are in templates/."""
 
 import base64
-import io
 import re
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -9,12 +8,11 @@ from typing import Any
 import jinja2
 import yaml
 from markupsafe import Markup
-from PIL import Image
 
 from agr_lightning import runs
-from agr_lightning.evaluation.figures import CURVES_FIGURE, draw_curves, read_curves
+from agr_lightning.evaluation.figures import CURVES_FIGURE
 from agr_lightning.evaluation.metric_table import BY_GROUP, HEADLINE, METRICS
-from agr_lightning.files import atomic_text, atomic_write
+from agr_lightning.files import atomic_text
 
 _TEMPLATES = {runs.REPORT_FILE: "report.html", runs.CARD_FILE: "model_card.md"}
 
@@ -24,19 +22,16 @@ _SHIPPED = ("agr", "small")
 _TRAINER = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "callbacks")
 _NO_OPTIONS: dict[str, dict[str, str]] = {"data": {}, "model": {}, "trainer": {}}
 
-# Bytes from which a figure is embedded as a JPEG.
-_LARGE = 400_000
 
-
-def write_report(run: str, faces: bool = True) -> list[Path]:
-    """Writes ``report.html``, ``MODEL_CARD.md`` and the figure of the training curves into a run folder.
+def report(run: str, no_faces: bool = False) -> str:
+    """Writes report.html, one page that opens offline, and MODEL_CARD.md into the folder of a tested run.
 
     Args:
-        run: a tested run's folder, or its results.json.
-        faces: show the grids of photos.
+        run: the run's folder, or its results.json.
+        no_faces: leave out the grids of photos, for a page that may be passed on.
 
     Returns:
-        The page and the card.
+        The paths of the page and the card, a line each.
 
     Raises:
         UserError: when the run has no results of this version.
@@ -47,7 +42,9 @@ def write_report(run: str, faces: bool = True) -> list[Path]:
         exported = checkpoint in _SHIPPED or checkpoint.endswith(runs.SAFETENSORS_SUFFIX)
         trained = (folder / checkpoint).parent.parent.resolve() if checkpoint else folder
         # A run that only tested has options too, but no lists of images that it trained on.
-        known = not exported and (trained / runs.SPLITS_FOLDER).is_dir()
+        lists = trained / runs.SPLITS_FOLDER
+        known = not exported and lists.is_dir()
+        splits = ("train", "val", "test") if known else ()
         content = {
             "name": runs.run_name(folder),
             "results": results,
@@ -56,18 +53,18 @@ def write_report(run: str, faces: bool = True) -> list[Path]:
             "group_metrics": [metric for metric in BY_GROUP if results["metrics"][metric.name] is not None],
             "tested_with": _options(folder),
             "trained_with": _options(trained) if known else _NO_OPTIONS,
-            "images": _count_images(trained / runs.SPLITS_FOLDER) if known else {},
+            "images": {split: (lists / f"{split}.txt").read_bytes().count(b"\n") for split in splits},
             "exported": exported,
             "best": Path(checkpoint).stem == runs.BEST,
-            "figures": _figures(folder, trained if known else None),
-            "faces": faces,
+            "figures": _figures(folder, trained if known else folder),
+            "faces": not no_faces,
         }
         texts = {file: _fill(template, content) for file, template in _TEMPLATES.items()}
     except (jinja2.UndefinedError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise runs.not_ours(folder / runs.RESULTS_FILE) from None
     for file, text in texts.items():
         atomic_text(folder / file, text)
-    return [folder / file for file in texts]
+    return "\n".join(str(folder / file) for file in texts)
 
 
 def _fill(template: str, content: dict[str, Any]) -> str:
@@ -91,31 +88,13 @@ def _markdown(value: object) -> object:
     return Markup(re.sub(special, r"\\\g<0>", " ".join(value.split())))
 
 
-def _figures(folder: Path, trained: Path | None) -> dict[str, dict[str, Any]]:
-    """The figures in a run folder, by name, as the page embeds them.
-
-    Args:
-        folder: of the run that was tested; it gets a figure of the training curves where it has none.
-        trained: of the run that trained, where it is known.
-    """
-    paths = {path.stem: path for path in sorted((folder / runs.FIGURES_FOLDER).glob("*.png"))}
-    curves = draw_curves(read_curves(trained)) if trained and CURVES_FIGURE not in paths else None
-    if curves is not None:
-        paths[CURVES_FIGURE] = folder / runs.FIGURES_FOLDER / f"{CURVES_FIGURE}.png"
-        paths[CURVES_FIGURE].parent.mkdir(exist_ok=True)
-        with atomic_write(paths[CURVES_FIGURE]) as file:
-            curves.savefig(file)
-    return {name: _embedded(path) for name, path in paths.items()}
-
-
-def _embedded(path: Path) -> dict[str, Any]:
-    with Image.open(path) as picture:
-        kind, content = "png", path.read_bytes()
-        if len(content) > _LARGE:
-            kind, file = "jpeg", io.BytesIO()
-            picture.convert("RGB").save(file, "JPEG", quality=90)
-            content = file.getvalue()
-        return {"source": f"data:image/{kind};base64,{base64.b64encode(content).decode()}", "width": picture.width}
+def _figures(folder: Path, trained: Path) -> dict[str, str]:
+    """The figures of the run that was tested, and of the one that trained its checkpoint, as addresses with content."""
+    paths = [
+        *(trained / runs.FIGURES_FOLDER).glob(f"{CURVES_FIGURE}.png"),
+        *(folder / runs.FIGURES_FOLDER).glob("*.png"),
+    ]
+    return {path.stem: f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" for path in paths}
 
 
 def _options(folder: Path) -> dict[str, dict[str, str]]:
@@ -137,13 +116,3 @@ def _words(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(_words, value))
     return "" if value is None or value is False or value == -1 else PureWindowsPath(str(value)).name or str(value)
-
-
-def _count_images(lists: Path) -> dict[str, int]:
-    """How many images there were for training, validation and test."""
-    counts = {}
-    for split in ("train", "val", "test"):
-        path = lists / f"{split}.txt"
-        if path.is_file():
-            counts[split] = sum(1 for line in path.read_bytes().splitlines() if line.strip())
-    return counts
