@@ -34,33 +34,24 @@ def resample(blocks: Mapping[Key, Block], clusters: ArrayLike) -> dict[Key, Sums
     """Draws whole clusters with replacement, as many as there are, 1,000 times; the same draws for all blocks.
 
     Args:
-        blocks: what to sum; memory grows with their values, not with columns times samples.
+        blocks: what to sum.
         clusters: for each sample the number of its cluster, ``(samples,)``: copies of a photo go together.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13.
     """
-    from scipy import sparse
-
     _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
-    n = int(cluster.max()) + 1
-    ends = np.cumsum([0, *(block.values.shape[1] for block in blocks.values())])
-    entries = []
-    for block, first in zip(blocks.values(), ends, strict=False):
-        row, column = np.nonzero(~np.isnan(block.values))
-        entries.append((first + column, cluster[block.rows[row]], block.values[row, column]))
-    columns, members, values = map(np.concatenate, zip(*entries, strict=True))
-    # Entries of one cluster are added up.
-    sums, counts = (
-        sparse.csr_matrix((entry, (columns, members)), (ends[-1], n)) for entry in (values, np.ones(len(values)))
-    )
-    random = np.random.default_rng(0)
-    found = [(sums @ np.ones((n, 1)), counts @ np.ones((n, 1)))]
-    for _ in range(RESAMPLES // _AT_ONCE):
-        drawn = random.integers(0, n, (_AT_ONCE, n)) + n * np.arange(_AT_ONCE)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=_AT_ONCE * n).reshape(_AT_ONCE, n).T.astype(np.float64)
-        found.append((sums @ times, counts @ times))
-    all_sums, all_counts = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
-    return {key: Sums(all_sums[a:b], all_counts[a:b]) for key, a, b in zip(blocks, ends, ends[1:], strict=False)}
+    n, random = int(cluster.max()) + 1, np.random.default_rng(0)
+    parts: dict[Key, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {key: [] for key in blocks}
+    for part in range(1 + RESAMPLES // _AT_ONCE):
+        # How often each cluster was drawn, (clusters, resamples); at first each once.
+        drawn = random.integers(0, n, (_AT_ONCE, n)) if part else np.arange(n)[None]
+        times = np.stack([np.bincount(row, minlength=n) for row in drawn], axis=1).astype(np.float64)
+        for key, (rows, values) in blocks.items():
+            known, weights = ~np.isnan(values), times[cluster[rows]]
+            parts[key].append((np.where(known, values, 0).T @ weights, known.T @ weights))
+    return {
+        key: Sums(*(np.concatenate(each, axis=1) for each in zip(*found, strict=True))) for key, found in parts.items()
+    }
 
 
 def percentiles(found: NDArray[np.float64]) -> Interval | None:
@@ -68,8 +59,7 @@ def percentiles(found: NDArray[np.float64]) -> Interval | None:
     found = found[~np.isnan(found)]
     if not len(found):
         return None
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(found, [tail, 1 - tail]).tolist()
+    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
     return low, high
 
 
