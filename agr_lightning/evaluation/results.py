@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pandas import Categorical, DataFrame, Series
 
 from agr_lightning.evaluation import metric_table
-from agr_lightning.evaluation.bootstrap import Block, Sums, percentiles, resample, wilson
+from agr_lightning.evaluation.bootstrap import Block, Interval, Sums, percentiles, resample, wilson
 from agr_lightning.evaluation.metric_table import BY_GROUP, HEADLINE, METRICS, RANKED, Metric
 from agr_lightning.labels import AGE_BANDS, CLASSES, ClassTask, age_band
 from agr_lightning.models.calibration import ADULT, AGE_INTERVAL_LEVEL
@@ -51,34 +51,28 @@ def make_results(table: DataFrame, samples: DataFrame, facts: Mapping[str, Any])
             blocks[group, metric.name] = Block(groups[group], columns[groups[group]])
     photos = chosen["group"].to_numpy()
     estimates = {key: _estimate(*key, blocks[key], sums, photos) for key, sums in resample(blocks, photos).items()}
-    metrics = {name: estimates[_ALL, name].value for name in METRICS}
-    intervals = {name: estimates[_ALL, name].interval for name in METRICS}
-    tasks = facts["network"]["tasks"]
+    metrics = _values(estimates, _ALL, METRICS.values())
     entries = [
-        {"attribute": group[0], "value": group[1], "n": len(rows)}
-        | {metric.name: estimates[group, metric.name].value for metric in BY_GROUP}
-        | {"intervals": {metric.name: estimates[group, metric.name].interval for metric in BY_GROUP}}
+        {"attribute": group[0], "value": group[1], "n": len(rows), **_values(estimates, group, BY_GROUP)}
         for group, rows in groups.items()
         if group != _ALL
     ]
+    network = facts["network"]
+    told = ("checkpoint", "epoch", "network", "parameters", "training_seconds")
     return {
         "n": len(table),
-        "metrics": {**metrics, "intervals": intervals},
-        "reasons": {name: METRICS[name].reason(tasks) for name, value in metrics.items() if value is None},
+        "metrics": metrics,
+        "reasons": {name: METRICS[name].reason(network["tasks"]) for name in METRICS if metrics[name] is None},
         "classes": {task: _classes(table, task) for task in CLASSES},
         "calibration": {task: _reliability(table, task, facts["temperatures"][task]) for task in CLASSES},
-        "age_interval": _age_interval(table, metrics["age_coverage"], intervals["age_coverage"]),
+        "age_interval": _age_interval(table, estimates[_ALL, "age_coverage"]),
         "minors": _minors(table, facts["adult_threshold"]),
         "smallest_group": SMALLEST_GROUP,
         "groups": entries,
         "worst_groups": {metric.name: _worst_group(entries, metric) for metric in RANKED},
         "gaps": [gap for metric in RANKED for gap in _gaps(entries, metric, estimates)],
-        "checkpoint": facts["checkpoint"],
-        "epoch": facts["epoch"],
-        "backbone": facts["network"]["backbone"],
-        "network": facts["network"],
-        "parameters": facts["parameters"],
-        "training_seconds": facts["training_seconds"],
+        **{name: facts[name] for name in told},
+        "backbone": network["backbone"],
         "test_set": _fingerprint(chosen),
     }
 
@@ -98,7 +92,7 @@ class Estimate(NamedTuple):
     """A metric of a group: its value and 95 % interval, None where unknown, and its value in each resample."""
 
     value: float | None
-    interval: list[float] | None
+    interval: Interval | None
     draws: NDArray[np.float64]
 
 
@@ -121,7 +115,14 @@ def _estimate(group: Group, name: str, block: Block, sums: Sums, photos: NDArray
         # All resamples agree: a share of none or of all, or too few photos to tell.
         n = len(np.unique(known))
         bounds = wilson(value, n) if metric.is_proportion and n > 1 else None
-    return Estimate(value, list(bounds) if bounds else None, draws)
+    return Estimate(value, bounds, draws)
+
+
+def _values(estimates: Mapping[tuple[Group, str], Estimate], group: Group, metrics: Iterable[Metric]) -> Entry:
+    """Metrics of a group with their intervals."""
+    found = {metric.name: estimates[group, metric.name] for metric in metrics}
+    intervals = {name: estimate.interval for name, estimate in found.items()}
+    return {name: estimate.value for name, estimate in found.items()} | {"intervals": intervals}
 
 
 # ---------------------------------------------------------------------- groups
@@ -145,11 +146,12 @@ def _ranked(entries: Sequence[Entry], metric: Metric) -> list[Entry]:
 
 
 def _worst_group(entries: Sequence[Entry], metric: Metric) -> Entry | None:
-    ranked = _ranked(entries, metric)
-    if not ranked:
-        return None
-    facts = {name: ranked[-1][name] for name in ("attribute", "value", "n", metric.name)}
-    return {**facts, "interval": ranked[-1]["intervals"][metric.name]}
+    ranked, names = _ranked(entries, metric), ("attribute", "value", "n", metric.name)
+    return (
+        {name: ranked[-1][name] for name in names} | {"interval": ranked[-1]["intervals"][metric.name]}
+        if ranked
+        else None
+    )
 
 
 def _gaps(entries: Sequence[Entry], metric: Metric, estimates: Mapping[tuple[Group, str], Estimate]) -> Iterator[Entry]:
@@ -164,14 +166,13 @@ def _gaps(entries: Sequence[Entry], metric: Metric, estimates: Mapping[tuple[Gro
         best, worst = ranked[0], ranked[-1]
         high, low = (worst, best) if metric.worst == "highest" else (best, worst)
         draws = [estimates[(attribute, group["value"]), metric.name].draws for group in (high, low)]
-        bounds = percentiles(draws[0] - draws[1])
         yield {
             "metric": metric.name,
             "attribute": attribute,
             "best": best["value"],
             "worst": worst["value"],
             "gap": high[metric.name] - low[metric.name],
-            "interval": list(bounds) if bounds else None,
+            "interval": percentiles(draws[0] - draws[1]),
         }
 
 
@@ -180,24 +181,16 @@ def _gaps(entries: Sequence[Entry], metric: Metric, estimates: Mapping[tuple[Gro
 
 def _classes(table: DataFrame, task: ClassTask) -> Entry | None:
     """Counts of labelled against predicted classes, and precision, recall and F1 of each class."""
-    known = ~np.isnan(metric_table.hits(table, task))
+    known, n = ~np.isnan(metric_table.hits(table, task)), len(CLASSES[task])
     if not known.any():
         return None
-    n = len(CLASSES[task])
     counts = np.bincount(table[task][known] * n + metric_table.predicted(table, task)[known], minlength=n * n).reshape(
         n, n
     )
-    right, labelled, chosen = counts.diagonal(), counts.sum(1), counts.sum(0)
-    classes = DataFrame({"class": CLASSES[task], "n": labelled}).assign(
-        precision=Series(right) / chosen, recall=Series(right) / labelled, f1=Series(2 * right) / (labelled + chosen)
-    )
-    return {"classes": _records(classes), "confusion": counts.tolist()}
-
-
-def _records(table: DataFrame) -> list[Entry]:
-    """A table for JSON, with None for NaN."""
-    records: list[Entry] = table.astype(object).where(table.notna(), None).to_dict("records")
-    return records
+    right, labelled, chosen = Series(counts.diagonal()), counts.sum(1), counts.sum(0)
+    scores = {"precision": right / chosen, "recall": right / labelled, "f1": 2 * right / (labelled + chosen)}
+    classes = DataFrame({"class": CLASSES[task], "n": labelled, **scores}).astype(object)
+    return {"classes": classes.where(classes.notna(), None).to_dict("records"), "confusion": counts.tolist()}
 
 
 def _reliability(table: DataFrame, task: ClassTask, temperature: float) -> Entry | None:
@@ -208,16 +201,15 @@ def _reliability(table: DataFrame, task: ClassTask, temperature: float) -> Entry
     if faces.empty:
         return None
     bins = faces.groupby(metric_table.confidence_bin(faces["confidence"].to_numpy()))
-    found = bins.mean().assign(n=bins.size())
-    return {"temperature": temperature, "bins": found.to_dict("records")}
+    return {"temperature": temperature, "bins": bins.mean().assign(n=bins.size()).to_dict("records")}
 
 
-def _age_interval(table: DataFrame, coverage: float | None, interval: list[float] | None) -> Entry | None:
+def _age_interval(table: DataFrame, coverage: Estimate) -> Entry | None:
     """Level, measured coverage with its interval, and mean width in years of the predictions' age intervals."""
     if table["age_low"].isna().all():
         return None
     width = float((table["age_high"] - table["age_low"]).mean())
-    return {"level": AGE_INTERVAL_LEVEL, "coverage": coverage, "interval": interval, "width": width}
+    return {"level": AGE_INTERVAL_LEVEL, "coverage": coverage.value, "interval": coverage.interval, "width": width}
 
 
 def _minors(table: DataFrame, careful: float | None) -> Entry | None:
@@ -228,15 +220,13 @@ def _minors(table: DataFrame, careful: float | None) -> Entry | None:
     points: Entry = {"default": None, "careful": None}
     for name, threshold in (("default", float(ADULT)), ("careful", careful)):
         if threshold is not None:
-            taken = table["predicted_age"] < threshold
-            shares = _share("recall", taken[minor]) | _share("false_positive_rate", taken[~minor])
-            points[name] = {"threshold": threshold, **shares}
+            points[name] = {"threshold": threshold}
+            for share, members in (("recall", minor), ("false_positive_rate", ~minor)):
+                taken = table["predicted_age"][members] < threshold
+                value = float(taken.mean()) if len(taken) else None
+                interval = None if value is None else wilson(value, len(taken))
+                points[name] |= {share: value, f"{share}_interval": interval}
     return {"age": ADULT, "minors": int(minor.sum()), "adults": int((~minor).sum()), **points}
-
-
-def _share(name: str, hits: NDArray[np.bool_]) -> Entry:
-    share = float(hits.mean()) if len(hits) else None
-    return {name: share, f"{name}_interval": None if share is None else list(wilson(share, len(hits)))}
 
 
 def _fingerprint(samples: DataFrame) -> str:
