@@ -1,8 +1,6 @@
 """Intervals: bootstrap over groups of samples, and Wilson's score for proportions."""
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,48 +8,25 @@ from numpy.typing import ArrayLike, NDArray
 LEVEL = 0.95
 RESAMPLES = 1000
 
-_AT_ONCE = 100
-
 Interval = tuple[float, float]
-Key = TypeVar("Key")
 
 
-class Block(NamedTuple):
-    """Values of some samples: their rows, int64 ``(k,)``, and columns, float64 ``(k, columns)``, NaN where unknown."""
+def resample(clusters: ArrayLike) -> NDArray[np.float64]:
+    """How often each sample counts: once at first, then in each of 1,000 resamples; ``(samples, 1 + resamples)``.
 
-    rows: NDArray[np.int64]
-    values: NDArray[np.float64]
-
-
-class Sums(NamedTuple):
-    """Sums of a block's columns and counts of what was summed, each ``(columns, 1 + resamples)``; all samples first."""
-
-    sums: NDArray[np.float64]
-    counts: NDArray[np.float64]
-
-
-def resample(blocks: Mapping[Key, Block], clusters: ArrayLike) -> dict[Key, Sums]:
-    """Draws whole clusters with replacement, as many as there are, 1,000 times; the same draws for all blocks.
+    Whole clusters are drawn with replacement, as many as there are.
 
     Args:
-        blocks: what to sum.
         clusters: for each sample the number of its cluster, ``(samples,)``: copies of a photo go together.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13.
     """
     _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
-    n, random = int(cluster.max()) + 1, np.random.default_rng(0)
-    parts: dict[Key, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {key: [] for key in blocks}
-    for part in range(1 + RESAMPLES // _AT_ONCE):
-        # How often each cluster was drawn, (clusters, resamples); at first each once.
-        drawn = random.integers(0, n, (_AT_ONCE, n)) if part else np.arange(n)[None]
-        times = np.stack([np.bincount(row, minlength=n) for row in drawn], axis=1).astype(np.float64)
-        for key, (rows, values) in blocks.items():
-            known, weights = ~np.isnan(values), times[cluster[rows]]
-            parts[key].append((np.where(known, values, 0).T @ weights, known.T @ weights))
-    return {
-        key: Sums(*(np.concatenate(each, axis=1) for each in zip(*found, strict=True))) for key, found in parts.items()
-    }
+    n = int(cluster.max()) + 1
+    drawn = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
+    return np.stack(
+        [np.bincount(row, minlength=n)[cluster] for row in (np.arange(n), *drawn)], axis=1, dtype=np.float64
+    )
 
 
 def percentiles(found: NDArray[np.float64]) -> Interval | None:

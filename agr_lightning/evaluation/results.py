@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pandas import Categorical, DataFrame, Series
 
 from agr_lightning.evaluation import metric_table
-from agr_lightning.evaluation.bootstrap import Block, Interval, Sums, percentiles, resample, wilson
-from agr_lightning.evaluation.metric_table import BY_GROUP, HEADLINE, METRICS, RANKED, Metric
+from agr_lightning.evaluation.bootstrap import Interval, percentiles, resample, wilson
+from agr_lightning.evaluation.metric_table import BY_GROUP, HEADLINE, METRICS, RANKED, Metric, Values
 from agr_lightning.labels import AGE_BANDS, CLASSES, ClassTask, age_band
 from agr_lightning.models.calibration import ADULT, AGE_INTERVAL_LEVEL
 
@@ -44,13 +44,14 @@ def make_results(table: DataFrame, samples: DataFrame, facts: Mapping[str, Any])
     """
     chosen = samples.iloc[table["index"]]
     groups = {_ALL: np.arange(len(table)), **dict(_find_groups(table))}
-    blocks: dict[tuple[Group, str], Block] = {}
-    for metric in METRICS.values():
-        columns = metric.values(table).reshape(len(table), -1)
-        for group in groups if metric in BY_GROUP else [_ALL]:
-            blocks[group, metric.name] = Block(groups[group], columns[groups[group]])
+    columns = {metric: metric.values(table).reshape(len(table), -1) for metric in METRICS.values()}
     photos = chosen["group"].to_numpy()
-    estimates = {key: _estimate(*key, blocks[key], sums, photos) for key, sums in resample(blocks, photos).items()}
+    weights = resample(photos)
+    estimates = {
+        (group, metric.name): _estimate(metric, columns[metric][rows], weights[rows], photos[rows], group == _ALL)
+        for group, rows in groups.items()
+        for metric in (METRICS.values() if group == _ALL else BY_GROUP)
+    }
     metrics = _values(estimates, _ALL, METRICS.values())
     entries = [
         {"attribute": group[0], "value": group[1], "n": len(rows), **_values(estimates, group, BY_GROUP)}
@@ -96,24 +97,23 @@ class Estimate(NamedTuple):
     draws: NDArray[np.float64]
 
 
-def _estimate(group: Group, name: str, block: Block, sums: Sums, photos: NDArray[np.int64]) -> Estimate:
-    """Computes a metric from what is summed for it, in all and in the resamples."""
-    metric = METRICS[name]
+def _estimate(metric: Metric, values: Values, weights: Values, photos: NDArray[np.int64], whole: bool) -> Estimate:
+    """Computes a metric of the whole table, or of a group, from what is summed for it in all and in the resamples."""
+    known = ~np.isnan(values)
     with np.errstate(invalid="ignore", divide="ignore"):
-        found = metric.formula(*sums)
+        found = metric.formula(np.where(known, values, 0).T @ weights, known.T @ weights)
     value, draws = float(found[0]), found[1:]
     if math.isnan(value):
         return Estimate(None, None, draws)
-    known = photos[block.rows[~np.isnan(block.values).all(1)]]
-    bounds = percentiles(draws)
-    if group != _ALL:
+    photos, bounds = photos[known.any(1)], percentiles(draws)
+    if not whole:
         if metric.is_proportion:
-            bounds = wilson(value, len(known))
-        elif len(known) < 2:
+            bounds = wilson(value, len(photos))
+        elif len(photos) < 2:
             bounds = None
     elif bounds and bounds[0] == bounds[1]:
         # All resamples agree: a share of none or of all, or too few photos to tell.
-        n = len(np.unique(known))
+        n = len(np.unique(photos))
         bounds = wilson(value, n) if metric.is_proportion and n > 1 else None
     return Estimate(value, bounds, draws)
 
