@@ -71,10 +71,12 @@ def _read(run: str) -> dict[str, Any]:
         row |= {"backbone": config.backbone, "tasks": " ".join(config.tasks), "image_size": config.image_size}
         for metric in RANKED:
             name, values = metric.name, results["metrics"]
-            low, high = values["intervals"][name] or (None, None)
+            found = (values[name], *(values["intervals"][name] or (None, None)))
             worst = results["worst_groups"][name] or {"value": None, name: None}
-            row |= {name: values[name], f"{name}_low": low, f"{name}_high": high}
-            row |= {f"{name}_worst_group": worst["value"], f"{name}_worst": worst[name]}
+            row |= dict(zip(_with_ends(metric), found, strict=True)) | {
+                f"{name}_worst_group": worst["value"],
+                f"{name}_worst": worst[name],
+            }
     except (ValueError, KeyError, TypeError, AttributeError, UserError):
         raise not_ours(folder / RESULTS_FILE) from None
     return row | {"folder": folder, "config": config}

@@ -69,14 +69,11 @@ def draw_figures(
 
 
 def errors_with_bars(metric: Metric, values: Sequence[Sequence[Any]]) -> tuple[Values, Values]:
-    """Errors, years or % of wrong answers, so that less is better, with bars as ``errorbar`` takes them.
+    """Errors ``(n,)``, years or % of wrong answers, and ``errorbar``'s bars ``(2, n)``; NaN where unknown.
 
     Args:
         metric: what was measured.
-        values: its values and the lower and upper ends of their intervals, ``(n, 3)``; None where unknown.
-
-    Returns:
-        The errors ``(n,)`` and the lengths of the bars to their left and right ``(2, n)``, NaN where unknown.
+        values: its values and the ends of their intervals, ``(n, 3)``; None where unknown.
     """
     ends = np.array(values, np.float64)
     ends = ends if metric.unit == "years" else 100 * (1 - ends)

@@ -6,6 +6,7 @@ To add a metric, add a row to ``METRICS``: results.json, the report and the mode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -17,18 +18,8 @@ from agr_lightning.labels import CLASSES, MISSING, TASKS, ClassTask, Task
 Values = NDArray[np.float64]
 
 # Columns of probabilities, in the order of the classes' codes.
-PROBABILITIES: dict[ClassTask, list[str]] = {
-    task: [f"prob_{name}" for name in names] for task, names in CLASSES.items()
-}
-TABLE_COLUMNS = (
-    "index",
-    *TASKS,
-    "predicted_age",
-    "age_low",
-    "age_high",
-    *PROBABILITIES["gender"],
-    *PROBABILITIES["race"],
-)
+PROBABILITIES = {task: [f"prob_{name}" for name in names] for task, names in CLASSES.items()}
+TABLE_COLUMNS = ("index", *TASKS, "predicted_age", "age_low", "age_high", *chain(*PROBABILITIES.values()))
 
 # Equal bins of confidence in which calibration is measured.
 CONFIDENCE_BINS = 15
@@ -94,7 +85,7 @@ def _mean(sums: Values, counts: Values) -> Values:
     return np.asarray(sums[0] / counts[0])
 
 
-def _root_of_mean(sums: Values, counts: Values) -> Values:
+def _root(sums: Values, counts: Values) -> Values:
     return np.sqrt(_mean(sums, counts))
 
 
@@ -114,15 +105,13 @@ class Metric:
 
     Attributes:
         name: in results.json; it begins with the task.
-        label: for readers.
-        description: what it measures.
-        unit: years, or % for a share.
-        values: what of a table is summed, in one column or several, ``(n,)`` or ``(n, columns)``; NaN where unknown.
+        label: for readers, as are description and unit: years, or % for a share.
+        values: what of a table is summed, ``(n,)`` or ``(n, columns)``; NaN where unknown.
         formula: sums of these columns and counts of their values, each ``(columns, resamples)`` -> the metric in each
             resample, ``(resamples,)``; NaN where it cannot be computed.
-        worst: the bad end, of a metric by which groups are ranked.
-        by_group: whether it is computed for each group, as those that rank are.
-        headline: whether it is shown first, as those that rank are.
+        worst: the bad end, of a metric by which groups are ranked; such a metric is also by_group and headline.
+        by_group: whether it is computed for each group.
+        headline: whether it is shown first.
         signed: whether positive values have a sign.
         missing: why it is unknown although the network has the task.
     """
@@ -141,7 +130,6 @@ class Metric:
 
     @property
     def task(self) -> Task:
-        """The task that it is about."""
         return next(task for task in TASKS if self.name.startswith(task))
 
     @property
@@ -180,7 +168,7 @@ def _of_classes(task: ClassTask) -> list[Metric]:
 _UNCALIBRATED = "there were too few validation images to calibrate age intervals"
 _OF_AGE = [
     Metric("age_mae", "age MAE", "mean absolute error of the age", "years", lambda t: abs(error(t)), worst="highest"),
-    Metric("age_rmse", "age RMSE", "root of the mean squared error", "years", lambda t: error(t) ** 2, _root_of_mean),
+    Metric("age_rmse", "age RMSE", "root of the mean squared error", "years", lambda t: error(t) ** 2, _root),
     Metric("age_bias", "age bias", "mean of predicted minus labelled age", "years", error, by_group=True, signed=True),
     Metric("age_cs5", "within 5 years", "images with an error of at most 5 years", "%", _within_5_years, headline=True),
     Metric(

@@ -146,12 +146,11 @@ def _ranked(entries: Sequence[Entry], metric: Metric) -> list[Entry]:
 
 
 def _worst_group(entries: Sequence[Entry], metric: Metric) -> Entry | None:
-    ranked, names = _ranked(entries, metric), ("attribute", "value", "n", metric.name)
-    return (
-        {name: ranked[-1][name] for name in names} | {"interval": ranked[-1]["intervals"][metric.name]}
-        if ranked
-        else None
-    )
+    ranked = _ranked(entries, metric)
+    if not ranked:
+        return None
+    facts = {name: ranked[-1][name] for name in ("attribute", "value", "n", metric.name)}
+    return facts | {"interval": ranked[-1]["intervals"][metric.name]}
 
 
 def _gaps(entries: Sequence[Entry], metric: Metric, estimates: Mapping[tuple[Group, str], Estimate]) -> Iterator[Entry]:
