@@ -1,6 +1,5 @@
 """Run folders as training and tests leave them, made without either."""
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import yaml
 from pandas import DataFrame
 from torch.utils.tensorboard import SummaryWriter
 
-from agr_lightning.evaluation.figures import draw_figures
+from agr_lightning.evaluation.figures import CURVES_FIGURE, draw_curves, draw_figures, read_curves
 from agr_lightning.evaluation.metric_table import prediction_table
 from agr_lightning.evaluation.results import make_results
 from agr_lightning.labels import TASKS
@@ -76,16 +75,14 @@ def write_results(folder: Path, samples: DataFrame, tasks: Sequence[str] = TASKS
     results = make_results(table, samples, FACTS | {"network": network} | facts)
     (folder / "figures").mkdir(parents=True)
     for name, figure in draw_figures(table, results, shades).items():
-        content = io.BytesIO()
-        figure.savefig(content, dpi=40)
-        (folder / "figures" / f"{name}.png").write_bytes(content.getvalue())
+        figure.savefig(folder / "figures" / f"{name}.png", dpi=40)
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG, sort_keys=False))
     return results
 
 
 def write_training(folder: Path) -> None:
-    """What training leaves in a run folder: lists of images, and what was logged."""
+    """What training leaves in a run folder: lists of images, what was logged, and its curves."""
     (folder / "splits").mkdir(parents=True)
     for split, n in (("train", 960), ("val", 120), ("test", 120)):
         (folder / "splits" / f"{split}.txt").write_text("".join(f"{split}{i}.jpg\n" for i in range(n)))
@@ -95,3 +92,7 @@ def write_training(folder: Path) -> None:
             for name in ("loss", "age_mae", "gender_acc", "race_acc"):
                 writer.add_scalar(f"val/{name}", value, 10 * step)
                 writer.add_scalar(f"train/{name}", value / 2, 10 * step)
+    figure = draw_curves(read_curves(folder))
+    assert figure is not None
+    (folder / "figures").mkdir(exist_ok=True)
+    figure.savefig(folder / "figures" / f"{CURVES_FIGURE}.png", dpi=40)

@@ -6,13 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
-from agr_lightning.evaluation.bootstrap import RESAMPLES, Block, percentiles, resample, wilson
+from agr_lightning.evaluation.bootstrap import RESAMPLES, percentiles, resample, wilson
 
 
 def _interval(values: np.ndarray, clusters: ArrayLike) -> tuple[float, float]:
-    sums, counts = resample({"x": Block(np.arange(len(values)), values[:, None])}, clusters)["x"]
-    assert (sums[0, 0], counts[0, 0]) == (pytest.approx(values.sum()), len(values))
-    bounds = percentiles(sums[0, 1:] / counts[0, 1:])
+    weights = resample(clusters)
+    bounds = percentiles(values @ weights[:, 1:] / weights[:, 1:].sum(0))
     assert bounds is not None
     return bounds
 
@@ -29,25 +28,13 @@ def test_copies_of_a_photo_count_as_one_observation() -> None:
     assert (together[1] - together[0]) == pytest.approx(2 * (apart[1] - apart[0]), rel=0.15)
 
 
-def test_all_blocks_see_the_same_resamples_and_their_own_rows() -> None:
-    values = np.random.default_rng(0).normal(0, 1, (50, 1))
-    even, odd = np.arange(0, 50, 2), np.arange(1, 50, 2)
-    pairs = np.arange(50) // 2  # clusters of two, one in each half
-    blocks = {
-        "all": Block(np.arange(50), values),
-        "even": Block(even, values[even]),
-        "none": Block(even[:0], values[:0]),
-    }
-    found, other = resample(blocks, pairs), resample({"odd": Block(odd, values[odd])}, pairs)
-    assert np.allclose(found["all"].sums, found["even"].sums + other["odd"].sums)
-    assert (found["all"].counts == 50).all() and (found["even"].counts == 25).all()
-    assert (found["none"].counts == 0).all() and found["all"].sums.shape == (1, 1 + RESAMPLES)
+def test_whole_clusters_are_drawn_as_many_as_there_are() -> None:
+    weights = resample(np.arange(50) // 2)  # clusters of two
+    assert weights.shape == (50, 1 + RESAMPLES) and (weights[:, 0] == 1).all()
+    assert (weights[::2] == weights[1::2]).all() and (weights.sum(0) == 50).all()
 
 
-def test_unknown_values_are_left_out() -> None:
-    block = Block(np.arange(3), np.array([[1.0, np.nan], [np.nan, np.nan], [3.0, 4.0]]))
-    sums, counts = resample({"x": block}, range(3))["x"]
-    assert sums[:, 0].tolist() == [4.0, 4.0] and counts[:, 0].tolist() == [2.0, 1.0]
+def test_resamples_without_a_value_are_left_out() -> None:
     assert percentiles(np.full(5, np.nan)) is None
     assert percentiles(np.array([np.nan, 2.0, 2.0])) == (2.0, 2.0)
 

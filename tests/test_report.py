@@ -1,7 +1,6 @@
 """The page and the card of a finished run."""
 
 import base64
-import io
 import json
 import re
 import shutil
@@ -12,12 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
-from PIL import Image, UnidentifiedImageError
 from torch.utils.tensorboard import SummaryWriter
 
-from agr_lightning.evaluation.figures import CURVES_FIGURE, draw_curves, read_curves
+from agr_lightning.evaluation.figures import draw_curves, read_curves
 from agr_lightning.evaluation.metric_table import METRICS
-from agr_lightning.evaluation.report import write_report
+from agr_lightning.evaluation.report import report
 from agr_lightning.labels import AGE_BANDS, GENDERS, MISSING, RACES
 from agr_lightning.messages import UserError
 from tests.conftest import copy_run
@@ -51,7 +49,7 @@ class Page(HTMLParser):
         for name, value in attrs:
             if name in ("src", "href", "srcset", "action") and value and not value.startswith("#"):
                 head, _, content = value.partition("base64,")
-                if head in ("data:image/png;", "data:image/jpeg;"):
+                if head == "data:image/png;":
                     self.pictures.append(base64.b64decode(content))
                 elif value != "data:,":
                     self.asks.append(value)
@@ -78,9 +76,10 @@ def tested(finished: Path, tmp_path: Path) -> Path:
     return copy_run(finished, tmp_path)
 
 
-def _report(folder: Path, faces: bool = True) -> tuple[Page, str]:
-    assert write_report(str(folder), faces) == [folder / "report.html", folder / "MODEL_CARD.md"]
-    return Page((folder / "report.html").read_text()), (folder / "MODEL_CARD.md").read_text()
+def _report(folder: Path, no_faces: bool = False) -> tuple[Page, str]:
+    page, card = folder / "report.html", folder / "MODEL_CARD.md"
+    assert report(str(folder), no_faces) == f"{page}\n{card}"
+    return Page(page.read_text()), card.read_text()
 
 
 def _results(folder: Path, **changes: Any) -> Any:
@@ -114,12 +113,8 @@ def test_the_page_needs_nothing_from_elsewhere(tested: Path) -> None:
     page, _ = _report(tested)
     text = (tested / "report.html").read_text()
     assert not page.asks and "@import" not in text and "url(" not in text
-    names = {figure.stem for figure in (tested / "figures").iterdir()}
-    assert CURVES_FIGURE in names
-    assert {Image.open(io.BytesIO(picture)).size for picture in page.pictures} == {
-        Image.open(figure).size for figure in (tested / "figures").iterdir()
-    }
-    assert len(page.pictures) == len(names) == 9
+    figures = sorted(figure.read_bytes() for figure in (tested / "figures").iterdir())
+    assert sorted(page.pictures) == figures and len(figures) == 9
 
 
 def test_data_and_protocol_are_those_of_the_run(tested: Path) -> None:
@@ -143,7 +138,7 @@ def test_data_and_protocol_are_those_of_the_run(tested: Path) -> None:
 
 
 def test_photos_can_be_left_out(tested: Path) -> None:
-    page, _ = _report(tested, faces=False)
+    page, _ = _report(tested, no_faces=True)
     assert len(page.pictures) == 7 and 'id="look"' not in (tested / "report.html").read_text()
 
 
@@ -186,14 +181,6 @@ def test_tested_on_another_folder(tested: Path) -> None:
     page, card = _report(tested)
     rows = {row[0]: row[1] for row in page.rows if len(row) == 2}
     assert rows["tested on"].startswith("400 images, all of faces, ") and "drawn" not in card
-
-
-@pytest.mark.parametrize("content", [b"", b"no picture"])
-def test_a_damaged_figure_is_named(tested: Path, content: bytes) -> None:
-    (tested / "figures" / "reliability.png").write_bytes(content)
-    with pytest.raises(UnidentifiedImageError, match=r"reliability\.png"):
-        write_report(str(tested))
-    assert not (tested / "report.html").exists()
 
 
 def test_what_is_not_known_is_said(tmp_path: Path) -> None:
@@ -248,7 +235,7 @@ def test_names_are_text_and_not_markup(tested: Path) -> None:
 def test_results_that_are_not_ours_are_refused(tested: Path, changes: dict[str, Any]) -> None:
     _results(tested, **changes)
     with pytest.raises(UserError, match=r"is not a results\.json of this version"):
-        write_report(str(tested))
+        report(str(tested))
     assert not (tested / "report.html").exists() and not (tested / "MODEL_CARD.md").exists()
 
 

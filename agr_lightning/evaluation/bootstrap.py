@@ -5,7 +5,6 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-LEVEL = 0.95
 RESAMPLES = 1000
 
 Interval = tuple[float, float]
@@ -34,7 +33,7 @@ def percentiles(found: NDArray[np.float64]) -> Interval | None:
     found = found[~np.isnan(found)]
     if not len(found):
         return None
-    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+    low, high = np.quantile(found, [0.025, 0.975]).tolist()
     return low, high
 
 

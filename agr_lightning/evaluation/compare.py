@@ -1,7 +1,7 @@
 """results.json files -> one table and one plot. Reads what tests wrote, and measures what their networks cost."""
 
 from collections.abc import Sequence
-from itertools import cycle
+from itertools import cycle, product
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from pandas import DataFrame, concat, notna
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-from agr_lightning.evaluation.figures import DPI, error_label, errors_with_bars
+from agr_lightning.evaluation.figures import as_errors, draw_panels
 from agr_lightning.evaluation.metric_table import RANKED, Metric
 from agr_lightning.evaluation.results import SMALLEST_GROUP
 from agr_lightning.files import atomic_text, atomic_write, user_path
@@ -71,15 +71,17 @@ def _read(run: str) -> dict[str, Any]:
         row |= {"backbone": config.backbone, "tasks": " ".join(config.tasks), "image_size": config.image_size}
         for metric in RANKED:
             name, values = metric.name, results["metrics"]
-            found = (values[name], *(values["intervals"][name] or (None, None)))
             worst = results["worst_groups"][name] or {"value": None, name: None}
-            row |= dict(zip(_with_ends(metric), found, strict=True)) | {
-                f"{name}_worst_group": worst["value"],
-                f"{name}_worst": worst[name],
-            }
+            found = (values[name], *(values["intervals"][name] or (None, None)), worst["value"], worst[name])
+            row.update(zip(_columns(metric), found, strict=True))
     except (ValueError, KeyError, TypeError, AttributeError, UserError):
         raise not_ours(folder / RESULTS_FILE) from None
     return row | {"folder": folder, "config": config}
+
+
+def _columns(metric: Metric) -> list[str]:
+    """The columns of a metric's value, the ends of its interval, its worst group, and its value there."""
+    return [f"{metric.name}{end}" for end in ("", "_low", "_high", "_worst_group", "_worst")]
 
 
 def _markdown(rows: DataFrame) -> str:
@@ -94,10 +96,10 @@ def _markdown(rows: DataFrame) -> str:
     for row in rows.to_dict("records"):
         cells, worst = [row["run"], row["name"], str(row["image_size"])], []
         for metric in RANKED:
-            name = metric.name
-            cells.append(_text(metric, *(row[column] for column in _with_ends(metric))))
-            if notna(row[f"{name}_worst"]):
-                worst.append(f"{metric.task} {row[f'{name}_worst_group']}: {_text(metric, row[f'{name}_worst'])}")
+            value, low, high, group, there = (row[column] for column in _columns(metric))
+            cells.append(_text(metric, value, low, high))
+            if notna(there):
+                worst.append(f"{metric.task} {group}: {_text(metric, there)}")
         cells += [", ".join(worst), f"{row['parameters'] / 1e6:.2f}", f"{row['multiply_adds'] / 1e6:,.0f}"]
         cells += [f"{row['weights_mb']:.1f}", f"{row['latency_ms']:.1f}", f"{row['images_per_second']:,.0f}"]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -118,12 +120,12 @@ def measure_costs(networks: Sequence[AGRNetwork]) -> DataFrame:
         ``weights_mb``, as 32-bit floats, 10^6 bytes; ``latency_ms`` of a batch of one; ``images_per_second`` in
         batches of 32. Times are medians, over turns of their medians.
     """
-    rows, seconds = [], np.empty((_TURNS, len(networks), 2))
+    rows = []
     with torch.inference_mode():
-        for turn in seconds:
-            for network, times in zip(networks, turn, strict=True):
-                times[:] = [_seconds(network.eval(), batch) for batch in (1, _THROUGHPUT_BATCH)]
-        for network, (single, batch) in zip(networks, np.median(seconds, 0), strict=True):
+        turns = [
+            [[_seconds(network, n) for n in (1, _THROUGHPUT_BATCH)] for network in networks] for _ in range(_TURNS)
+        ]
+        for network, (single, batch) in zip(networks, np.median(turns, axis=0), strict=True):
             with FlopCounterMode(display=False) as counter:
                 network(_images(network, 1))
             parameters = sum(value.numel() for value in network.parameters())
@@ -134,8 +136,8 @@ def measure_costs(networks: Sequence[AGRNetwork]) -> DataFrame:
 
 
 def _seconds(network: AGRNetwork, batch: int) -> float:
-    timer = Timer("network.predict(images)", globals={"network": network, "images": _images(network, batch)})
-    return timer.blocked_autorange(min_run_time=_SECONDS_A_TURN).median
+    names = {"network": network.eval(), "images": _images(network, batch)}
+    return Timer("network.predict(images)", globals=names).blocked_autorange(min_run_time=_SECONDS_A_TURN).median
 
 
 def _images(network: AGRNetwork, batch: int) -> torch.Tensor:
@@ -146,28 +148,22 @@ def _images(network: AGRNetwork, batch: int) -> torch.Tensor:
 def draw_comparison(test_sets: Sequence[DataFrame]) -> Figure:
     """Error against latency: a row of panels for each test set, a panel for each task."""
     metrics = [metric for metric in RANKED if any(rows[metric.name].notna().any() for rows in test_sets)]
-    heights = [2.6 + 0.17 * len(rows) for rows in test_sets]
-    figure = Figure(figsize=(4.2 * len(metrics) + 1.6, sum(heights)), dpi=DPI, layout="constrained")
-    panels = figure.subplots(len(test_sets), len(metrics), squeeze=False, height_ratios=heights)
-    for rows, line in zip(test_sets, panels, strict=True):
-        for metric, axes in zip(metrics, line, strict=True):
-            errors, bars = errors_with_bars(metric, rows[_with_ends(metric)].to_numpy())
-            points = zip(rows["name"], rows["latency_ms"], errors, bars.T, cycle("osD^vPX"), strict=False)
-            for name, milliseconds, error, bar, marker in points:
-                axes.errorbar(milliseconds, error, bar[:, None], fmt=marker, label=name, markersize=6, elinewidth=1)
-            if np.isnan(errors).all():
-                axes.set_axis_off()
-            axes.set(xscale="log", xlabel="milliseconds an image, one core", ylabel=error_label(metric))
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.spines[["top", "right"]].set_visible(False)
-        title = f"Test set {rows['test_set'].iloc[0]}, {rows['n'].iloc[0]:,} images"
-        line[0].set_title(title, loc="left", fontsize=10)
-        line[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=9)
+    height = 3 + 0.12 * max(map(len, test_sets))
+    figure, panels = draw_panels(4.2 + 1.6 / len(metrics), height, len(metrics), len(test_sets))
+    for (rows, metric), axes in zip(product(test_sets, metrics), panels, strict=True):
+        errors, bars, label = as_errors(metric, rows[_columns(metric)[:3]].to_numpy())
+        points = zip(rows["name"], rows["latency_ms"], errors, bars.T, cycle("osD^vPX"), strict=False)
+        for name, milliseconds, error, bar, marker in points:
+            axes.errorbar(milliseconds, error, bar[:, None], fmt=marker, label=name, markersize=6, elinewidth=1)
+        if np.isnan(errors).all():
+            axes.set_axis_off()
+        axes.set(xscale="log", xlabel="milliseconds an image, one core", ylabel=label)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.spines[["top", "right"]].set_visible(False)
+        if metric is metrics[0]:
+            axes.set_title("Test set {test_set}, {n:,} images".format(**rows.iloc[0]), loc="left", fontsize=10)
+        if metric is metrics[-1]:
+            axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=9)
     return figure
-
-
-def _with_ends(metric: Metric) -> list[str]:
-    """A metric's columns: its value and the ends of its interval."""
-    return [f"{metric.name}{end}" for end in ("", "_low", "_high")]

@@ -20,20 +20,20 @@ from agr_lightning.labels import AGE_BANDS, AGE_MAX, CLASSES, ClassTask, age_ban
 CURVES_FIGURE = "training_curves"
 FACE_FIGURES = ("sample_faces", "worst_mistakes")
 
-INK, ACCENT, QUIET, _GRID = "#1b2a41", "#c0503a", "#9aa5b1", "#e6e9ee"
-DPI = 130
+INK, ACCENT, QUIET, GRID = "#1b2a41", "#c0503a", "#9aa5b1", "#e6e9ee"
 
-# A map that reads the same in print and to colour-blind eyes.
-_SEQUENTIAL = "cividis"
-
-_STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11}
+# With a colour map that reads the same in print and to colour-blind eyes.
+_STYLE: Any = {"font.size": 10, "image.cmap": "cividis", "axes.spines.top": False, "axes.spines.right": False}
 _STYLE |= {f"boxplot.{part}props.color": INK for part in ("box", "whisker", "cap")}
-_STYLE |= {"boxplot.medianprops.color": ACCENT, "boxplot.medianprops.linewidth": 2}
+_STYLE |= {"axes.titlesize": 11, "boxplot.medianprops.color": ACCENT, "boxplot.medianprops.linewidth": 2}
 
 _LINES, _COLUMNS = 4, 8  # of the grids of faces
 
 # Years of error from which a caption is red.
 _FAR_OFF = 10
+
+
+Panels = tuple[Figure, list[Axes]]
 
 
 def draw_figures(
@@ -68,34 +68,30 @@ def draw_figures(
     return figures
 
 
-def errors_with_bars(metric: Metric, values: Sequence[Sequence[Any]]) -> tuple[Values, Values]:
-    """Errors ``(n,)``, years or % of wrong answers, and ``errorbar``'s bars ``(2, n)``; NaN where unknown.
+def as_errors(metric: Metric, values: Sequence[Sequence[Any]]) -> tuple[Values, Values, str]:
+    """A metric so that less is better: errors ``(n,)``, ``errorbar``'s bars ``(2, n)``, and a label for the axis.
 
     Args:
-        metric: what was measured.
+        metric: what was measured; errors are in years, or % of wrong answers.
         values: its values and the ends of their intervals, ``(n, 3)``; None where unknown.
     """
-    ends = np.array(values, np.float64)
-    ends = ends if metric.unit == "years" else 100 * (1 - ends)
-    return ends[:, 0], abs(np.sort(ends[:, 1:], axis=1) - ends[:, :1]).T
+    ends, label = np.array(values, np.float64), f"{metric.label} (years)"
+    if metric.unit == "%":
+        ends, label = 100 * (1 - ends), f"{metric.task} errors (%)"
+    return ends[:, 0], abs(np.sort(ends[:, 1:], axis=1) - ends[:, :1]).T, label
 
 
-def error_label(metric: Metric) -> str:
-    """What ``errors_with_bars`` gives, for an axis."""
-    return f"{metric.label} (years)" if metric.unit == "years" else f"{metric.task} errors (%)"
-
-
-def _panels(width: float, height: float, columns: int = 1, rows: int = 1, **shared: Any) -> tuple[Figure, list[Axes]]:
+def draw_panels(width: float, height: float, columns: int = 1, rows: int = 1, **shared: Any) -> Panels:
     """A figure and its panels, ``width`` and ``height`` inches each."""
-    figure = Figure(figsize=(width * columns, height * rows), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(width * columns, height * rows), dpi=130, layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False, **shared).ravel())
 
 
 def _age_scatter(table: DataFrame) -> Figure:
-    figure, (axes,) = _panels(5.8, 5.1)
+    figure, (axes,) = draw_panels(5.8, 5.1)
     x, y = table["age"].to_numpy(), table["predicted_age"].to_numpy()
     top = max(AGE_MAX, y.max())
-    cells = axes.hexbin(x, y, gridsize=40, extent=(0, top, 0, top), bins="log", mincnt=1, cmap=_SEQUENTIAL)
+    cells = axes.hexbin(x, y, gridsize=40, extent=(0, top, 0, top), bins="log", mincnt=1)
     axes.plot([0, top], [0, top], color=ACCENT, linewidth=1.2, label="predicted = labelled")
     scale = figure.colorbar(cells, label="images", format="%d", shrink=0.8, aspect=18)
     scale.ax.minorticks_off()
@@ -108,7 +104,7 @@ def _age_scatter(table: DataFrame) -> Figure:
 
 def _age_error(table: DataFrame) -> Figure:
     bands = Series(error(table)).groupby(table["age"].map(age_band).to_numpy())
-    figure, (axes,) = _panels(6.4, 4.3)
+    figure, (axes,) = draw_panels(6.4, 4.3)
     axes.axhline(0, color=QUIET, linewidth=1)
     labels = [f"{AGE_BANDS[band]}\nn={len(errors):,}" for band, errors in bands]
     axes.boxplot([errors for _, errors in bands], tick_labels=labels, whis=(5, 95), showfliers=False, widths=0.6)
@@ -121,8 +117,8 @@ def _age_error(table: DataFrame) -> Figure:
 def _confusion(task: ClassTask, counts: NDArray[np.int64]) -> Figure:
     names = CLASSES[task]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure, (axes,) = _panels(2.4 + 0.75 * len(names), 0.95 + 0.9 * len(names))
-    axes.imshow(shares, cmap=_SEQUENTIAL, vmin=0, vmax=1, aspect="auto")
+    figure, (axes,) = draw_panels(2.4 + 0.75 * len(names), 0.95 + 0.9 * len(names))
+    axes.imshow(shares, vmin=0, vmax=1, aspect="auto")
     for (row, column), share in np.ndenumerate(shares):
         text, colour = f"{share:.0%}\n{counts[row, column]:,}", "white" if share < 0.55 else "black"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
@@ -135,7 +131,7 @@ def _confusion(task: ClassTask, counts: NDArray[np.int64]) -> Figure:
 
 
 def _reliability(results: Mapping[str, Any], tasks: Sequence[ClassTask]) -> Figure:
-    figure, panels = _panels(4.4, 4.1, len(tasks))
+    figure, panels = draw_panels(4.4, 4.1, len(tasks))
     for task, axes in zip(tasks, panels, strict=True):
         bins = DataFrame(results["calibration"][task]["bins"])
         x, y, n = (bins[column].to_numpy() for column in ("confidence", "accuracy", "n"))
@@ -152,23 +148,19 @@ def _reliability(results: Mapping[str, Any], tasks: Sequence[ClassTask]) -> Figu
 def _error_by_group(results: Mapping[str, Any], metrics: Sequence[Metric]) -> Figure:
     groups = [group for group in results["groups"] if " x " not in group["attribute"]][::-1]
     borders = [row - 0.5 for row in range(1, len(groups)) if groups[row - 1]["attribute"] != groups[row]["attribute"]]
-    figure, panels = _panels(3.0 + 1.6 / len(metrics), 1.0 + 0.26 * len(groups), len(metrics), sharey=True)
+    figure, panels = draw_panels(3.0 + 1.6 / len(metrics), 1.0 + 0.26 * len(groups), len(metrics), sharey=True)
     for metric, axes in zip(metrics, panels, strict=True):
         found = [(group[metric.name], *(group["intervals"][metric.name] or (None, None))) for group in groups]
-        (whole,), _ = errors_with_bars(metric, [[results["metrics"][metric.name]] * 3])
-        errors, bars = errors_with_bars(metric, found)
+        (whole,), _, label = as_errors(metric, [[results["metrics"][metric.name]] * 3])
+        errors, bars, _ = as_errors(metric, found)
         axes.axvline(whole, color=QUIET, linewidth=1, linestyle="--")
         axes.hlines(borders, 0, 1, QUIET, linewidth=0.6, transform=axes.get_yaxis_transform())
         axes.errorbar(errors, range(len(groups)), xerr=bars, fmt="o", color=ACCENT, ecolor=INK, markersize=5)
-        axes.set_xlabel(error_label(metric))
-        axes.set_xlim(left=0)
-        axes.grid(axis="x", color=_GRID, linewidth=0.8)
+        axes.set(xlabel=label, xlim=(0, None))
+        axes.grid(axis="x", color=GRID, linewidth=0.8)
     panels[0].set_yticks(range(len(groups)), [f"{group['value']}  (n={group['n']:,})" for group in groups], fontsize=9)
     figure.suptitle("Error by group, 95 % intervals; dashed: all images", fontsize=11)
     return figure
-
-
-# ---------------------------------------------------------------------- faces
 
 
 def sample_rows(table: DataFrame) -> NDArray[np.int64]:
@@ -197,7 +189,7 @@ def _face_grid(table: DataFrame, faces: NDArray[np.uint8], title: str) -> Figure
             pairs = zip(predicted(table, task), table[task], strict=True)
             known = [*names, "?"]  # MISSING is the last
             lines.append([names[code] if code == label else f"{names[code]} ({known[label]})" for code, label in pairs])
-    figure, panels = _panels(1.17, 1.65, _COLUMNS, -(-len(table) // _COLUMNS))
+    figure, panels = draw_panels(1.17, 1.65, _COLUMNS, -(-len(table) // _COLUMNS))
     for axes in panels:
         axes.set_axis_off()
     for axes, face, red, caption in zip(panels, faces, wrong, zip(*lines, strict=True), strict=False):
@@ -205,9 +197,6 @@ def _face_grid(table: DataFrame, faces: NDArray[np.uint8], title: str) -> Figure
         axes.set_title("\n".join(caption), color=ACCENT if red else INK, fontsize=7.7, linespacing=1.1, pad=3)
     figure.suptitle(title, color=INK, fontsize=10)
     return figure
-
-
-# ---------------------------------------------------------------------- training curves
 
 
 def read_curves(run: Path) -> dict[str, Series]:
@@ -231,8 +220,8 @@ def draw_curves(curves: Mapping[str, Series]) -> Figure | None:
     if not shown:
         return None
     columns = min(len(shown), 2)
-    with matplotlib.rc_context(_STYLE):
-        figure, panels = _panels(4.6, 3.1, columns, -(-len(shown) // columns))
+    with matplotlib.rc_context(_STYLE | {"axes.titlesize": 10, "axes.labelsize": 9}):
+        figure, panels = draw_panels(4.6, 3.1, columns, -(-len(shown) // columns))
         for axes in panels[len(shown) :]:
             axes.set_axis_off()
         for name, axes in zip(shown, panels, strict=False):
@@ -243,10 +232,9 @@ def draw_curves(curves: Mapping[str, Series]) -> Figure | None:
                 if (curve := known.get(f"{stage}/{name}")) is not None:
                     values, marker = 100 * curve if "%" in titles[name] else curve, "o" if len(curve) < 30 else None
                     axes.plot(curve.index, values, color=colour, marker=marker, markersize=3, label=label)
-            axes.set_title(titles[name], fontsize=10)
-            axes.set_xlabel("training steps", fontsize=9)
+            axes.set(title=titles[name], xlabel="training steps")
             axes.xaxis.set_major_formatter("{x:,.0f}")
             axes.locator_params(axis="x", nbins=6, integer=True)
-            axes.grid(axis="y", color=_GRID, linewidth=0.8)
+            axes.grid(axis="y", color=GRID, linewidth=0.8)
         panels[0].legend(frameon=False, fontsize=8)
     return figure

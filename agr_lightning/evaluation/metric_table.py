@@ -166,16 +166,13 @@ def _of_classes(task: ClassTask) -> list[Metric]:
 
 
 _UNCALIBRATED = "there were too few validation images to calibrate age intervals"
+_WITHIN = "images whose label lies in the age interval"
 _OF_AGE = [
     Metric("age_mae", "age MAE", "mean absolute error of the age", "years", lambda t: abs(error(t)), worst="highest"),
     Metric("age_rmse", "age RMSE", "root of the mean squared error", "years", lambda t: error(t) ** 2, _root),
     Metric("age_bias", "age bias", "mean of predicted minus labelled age", "years", error, by_group=True, signed=True),
     Metric("age_cs5", "within 5 years", "images with an error of at most 5 years", "%", _within_5_years, headline=True),
-    Metric(
-        *("age_coverage", "interval coverage", "images whose label lies in the age interval", "%", _covered),
-        by_group=True,
-        missing=_UNCALIBRATED,
-    ),
+    Metric("age_coverage", "interval coverage", _WITHIN, "%", _covered, by_group=True, missing=_UNCALIBRATED),
 ]
 
 METRICS = {metric.name: metric for metric in (*_OF_AGE, *_of_classes("gender"), *_of_classes("race"))}

@@ -16,8 +16,6 @@ from agr_lightning.files import atomic_text
 
 _TEMPLATES = {runs.REPORT_FILE: "report.html", runs.CARD_FILE: "model_card.md"}
 
-_SHIPPED = ("agr", "small")
-
 # Of the trainer, the options that decide what is learned.
 _TRAINER = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "callbacks")
 _NO_OPTIONS: dict[str, dict[str, str]] = {"data": {}, "model": {}, "trainer": {}}
@@ -39,12 +37,11 @@ def report(run: str, no_faces: bool = False) -> str:
     folder, results = runs.read_results(run)
     try:
         checkpoint = str(results["checkpoint"])
-        exported = checkpoint in _SHIPPED or checkpoint.endswith(runs.SAFETENSORS_SUFFIX)
+        exported = checkpoint in ("agr", "small") or checkpoint.endswith(runs.SAFETENSORS_SUFFIX)
         trained = (folder / checkpoint).parent.parent.resolve() if checkpoint else folder
         # A run that only tested has options too, but no lists of images that it trained on.
-        lists = trained / runs.SPLITS_FOLDER
-        known = not exported and lists.is_dir()
-        splits = ("train", "val", "test") if known else ()
+        lists = [] if exported else (trained / runs.SPLITS_FOLDER).glob("*.txt")
+        images = {path.stem: path.read_bytes().count(b"\n") for path in lists}
         content = {
             "name": runs.run_name(folder),
             "results": results,
@@ -52,11 +49,11 @@ def report(run: str, no_faces: bool = False) -> str:
             "headline": HEADLINE,
             "group_metrics": [metric for metric in BY_GROUP if results["metrics"][metric.name] is not None],
             "tested_with": _options(folder),
-            "trained_with": _options(trained) if known else _NO_OPTIONS,
-            "images": {split: (lists / f"{split}.txt").read_bytes().count(b"\n") for split in splits},
+            "trained_with": _options(trained) if images else _NO_OPTIONS,
+            "images": images,
             "exported": exported,
             "best": Path(checkpoint).stem == runs.BEST,
-            "figures": _figures(folder, trained if known else folder),
+            "figures": _figures(folder, trained if images else folder),
             "faces": not no_faces,
         }
         texts = {file: _fill(template, content) for file, template in _TEMPLATES.items()}
@@ -90,11 +87,9 @@ def _markdown(value: object) -> object:
 
 def _figures(folder: Path, trained: Path) -> dict[str, str]:
     """The figures of the run that was tested, and of the one that trained its checkpoint, as addresses with content."""
-    paths = [
-        *(trained / runs.FIGURES_FOLDER).glob(f"{CURVES_FIGURE}.png"),
-        *(folder / runs.FIGURES_FOLDER).glob("*.png"),
-    ]
-    return {path.stem: f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" for path in paths}
+    paths = [trained / runs.FIGURES_FOLDER / f"{CURVES_FIGURE}.png", *(folder / runs.FIGURES_FOLDER).glob("*.png")]
+    found = {path.stem: base64.b64encode(path.read_bytes()).decode() for path in paths if path.is_file()}
+    return {name: f"data:image/png;base64,{content}" for name, content in found.items()}
 
 
 def _options(folder: Path) -> dict[str, dict[str, str]]:

@@ -20,8 +20,7 @@ SMALLEST_GROUP = 30
 
 _ATTRIBUTES = (["gender"], ["race"], ["age_band"], ["gender", "race"], ["race", "age_band"])
 
-# A dict in results.json.
-Entry = dict[str, Any]
+Entry = dict[str, Any]  # in results.json
 
 # Attribute and value; of two attributes "attribute x attribute" and "value x value".
 Group = tuple[str, str]
@@ -39,8 +38,7 @@ def make_results(table: DataFrame, samples: DataFrame, facts: Mapping[str, Any])
             parameters, training_seconds, temperatures (of gender and race), adult_threshold.
 
     Returns:
-        Metrics with their 95 % intervals, groups, and the facts. What cannot be computed is None, and ``reasons`` says
-        why.
+        Metrics with 95 % intervals, groups, and the facts. What cannot be computed is None; ``reasons`` says why.
     """
     chosen = samples.iloc[table["index"]]
     groups = {_ALL: np.arange(len(table)), **dict(_find_groups(table))}
@@ -59,7 +57,6 @@ def make_results(table: DataFrame, samples: DataFrame, facts: Mapping[str, Any])
         if group != _ALL
     ]
     network = facts["network"]
-    told = ("checkpoint", "epoch", "network", "parameters", "training_seconds")
     return {
         "n": len(table),
         "metrics": metrics,
@@ -72,7 +69,7 @@ def make_results(table: DataFrame, samples: DataFrame, facts: Mapping[str, Any])
         "groups": entries,
         "worst_groups": {metric.name: _worst_group(entries, metric) for metric in RANKED},
         "gaps": [gap for metric in RANKED for gap in _gaps(entries, metric, estimates)],
-        **{name: facts[name] for name in told},
+        **{name: facts[name] for name in ("checkpoint", "epoch", "network", "parameters", "training_seconds")},
         "backbone": network["backbone"],
         "test_set": _fingerprint(chosen),
     }
@@ -80,13 +77,9 @@ def make_results(table: DataFrame, samples: DataFrame, facts: Mapping[str, Any])
 
 def summary(results: Mapping[str, Any]) -> str:
     """One line for the terminal: the headline metrics with their intervals."""
-    values, intervals = results["metrics"], results["metrics"]["intervals"]
-    parts = [
-        f"{metric.label} {metric.text(values[metric.name], intervals[metric.name])}"
-        for metric in HEADLINE
-        if values[metric.name] is not None
-    ]
-    return f"Test on {results['n']:,} images, 95 % intervals: " + ", ".join(parts)
+    values, shown = results["metrics"], [metric for metric in HEADLINE if results["metrics"][metric.name] is not None]
+    texts = [f"{metric.label} {metric.text(values[metric.name], values['intervals'][metric.name])}" for metric in shown]
+    return f"Test on {results['n']:,} images, 95 % intervals: " + ", ".join(texts)
 
 
 class Estimate(NamedTuple):
@@ -123,9 +116,6 @@ def _values(estimates: Mapping[tuple[Group, str], Estimate], group: Group, metri
     found = {metric.name: estimates[group, metric.name] for metric in metrics}
     intervals = {name: estimate.interval for name, estimate in found.items()}
     return {name: estimate.value for name, estimate in found.items()} | {"intervals": intervals}
-
-
-# ---------------------------------------------------------------------- groups
 
 
 def _find_groups(table: DataFrame) -> Iterator[tuple[Group, NDArray[np.int64]]]:
@@ -165,17 +155,8 @@ def _gaps(entries: Sequence[Entry], metric: Metric, estimates: Mapping[tuple[Gro
         best, worst = ranked[0], ranked[-1]
         high, low = (worst, best) if metric.worst == "highest" else (best, worst)
         draws = [estimates[(attribute, group["value"]), metric.name].draws for group in (high, low)]
-        yield {
-            "metric": metric.name,
-            "attribute": attribute,
-            "best": best["value"],
-            "worst": worst["value"],
-            "gap": high[metric.name] - low[metric.name],
-            "interval": percentiles(draws[0] - draws[1]),
-        }
-
-
-# ---------------------------------------------------------------------- classes, calibration, intervals, minors
+        gap = {"metric": metric.name, "attribute": attribute, "best": best["value"], "worst": worst["value"]}
+        yield gap | {"gap": high[metric.name] - low[metric.name], "interval": percentiles(draws[0] - draws[1])}
 
 
 def _classes(table: DataFrame, task: ClassTask) -> Entry | None:
