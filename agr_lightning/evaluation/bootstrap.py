@@ -13,10 +13,7 @@ Interval = tuple[float, float]
 def resample(clusters: ArrayLike) -> NDArray[np.float64]:
     """How often each sample counts: once at first, then in each of 1,000 resamples; ``(samples, 1 + resamples)``.
 
-    Whole clusters are drawn with replacement, as many as there are.
-
-    Args:
-        clusters: for each sample the number of its cluster, ``(samples,)``: copies of a photo go together.
+    Whole clusters are drawn with replacement, as many as there are: samples with equal numbers, like copies of a photo.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13.
     """

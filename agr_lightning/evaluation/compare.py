@@ -22,7 +22,7 @@ from agr_lightning.models.config import NetworkConfig
 from agr_lightning.models.network import AGRNetwork
 from agr_lightning.runs import RESULTS_FILE, not_ours, read_results, run_name
 
-_THROUGHPUT_BATCH = 32
+_BATCH = 32  # in which throughput is measured
 
 # Networks are timed in turns, so that what slows the machine down slows all of them.
 _TURNS, _SECONDS_A_TURN = 7, 0.15
@@ -89,7 +89,7 @@ def _markdown(rows: DataFrame) -> str:
     costs = "parameters, M | multiply-adds, M | weights, MB | ms an image | images/s"
     lines = [
         f"Test set `{rows['test_set'].iloc[0]}`, {rows['n'].iloc[0]:,} images; 95 % intervals; worst groups of at "
-        f"least {SMALLEST_GROUP} images; time on one core, of one image and in batches of {_THROUGHPUT_BATCH}.\n",
+        f"least {SMALLEST_GROUP} images; time on one core, of one image and in batches of {_BATCH}.\n",
         f"| run | network | px | {' | '.join(heads)} | worst groups | {costs} |",
         "|---" * (9 + len(heads)) + "|",
     ]
@@ -122,16 +122,13 @@ def measure_costs(networks: Sequence[AGRNetwork]) -> DataFrame:
     """
     rows = []
     with torch.inference_mode():
-        turns = [
-            [[_seconds(network, n) for n in (1, _THROUGHPUT_BATCH)] for network in networks] for _ in range(_TURNS)
-        ]
+        turns = [[[_seconds(network, n) for n in (1, _BATCH)] for network in networks] for _ in range(_TURNS)]
         for network, (single, batch) in zip(networks, np.median(turns, axis=0), strict=True):
             with FlopCounterMode(display=False) as counter:
                 network(_images(network, 1))
             parameters = sum(value.numel() for value in network.parameters())
             size = sum(value.nbytes for value in network.state_dict().values())
-            costs = (counter.get_total_flops() // 2, size / 1e6, 1000 * single, _THROUGHPUT_BATCH / batch)
-            rows.append((parameters, *costs))
+            rows.append((parameters, counter.get_total_flops() // 2, size / 1e6, 1000 * single, _BATCH / batch))
     return DataFrame(rows, columns=["parameters", "multiply_adds", "weights_mb", "latency_ms", "images_per_second"])
 
 

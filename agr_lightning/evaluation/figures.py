@@ -28,10 +28,7 @@ _STYLE |= {f"boxplot.{part}props.color": INK for part in ("box", "whisker", "cap
 _STYLE |= {"axes.titlesize": 11, "boxplot.medianprops.color": ACCENT, "boxplot.medianprops.linewidth": 2}
 
 _LINES, _COLUMNS = 4, 8  # of the grids of faces
-
-# Years of error from which a caption is red.
-_FAR_OFF = 10
-
+_FAR_OFF = 10  # years of error, from which a caption is red
 
 Panels = tuple[Figure, list[Axes]]
 
@@ -52,8 +49,7 @@ def draw_figures(
             figures["age_predicted_vs_actual"] = _age_scatter(table)
             figures["age_error_by_age"] = _age_error(table)
         classified = [task for task in CLASSES if results["classes"][task] is not None]
-        for task in classified:
-            figures[f"confusion_{task}"] = _confusion(task, np.array(results["classes"][task]["confusion"]))
+        figures |= {f"confusion_{task}": _confusion(task, results["classes"][task]["confusion"]) for task in classified}
         if classified:
             figures["reliability"] = _reliability(results, classified)
         if metrics := [metric for metric in RANKED if results["metrics"][metric.name] is not None]:
@@ -114,8 +110,8 @@ def _age_error(table: DataFrame) -> Figure:
     return figure
 
 
-def _confusion(task: ClassTask, counts: NDArray[np.int64]) -> Figure:
-    names = CLASSES[task]
+def _confusion(task: ClassTask, confusion: list[list[int]]) -> Figure:
+    names, counts = CLASSES[task], np.array(confusion)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure, (axes,) = draw_panels(2.4 + 0.75 * len(names), 0.95 + 0.9 * len(names))
     axes.imshow(shares, vmin=0, vmax=1, aspect="auto")
@@ -151,11 +147,12 @@ def _error_by_group(results: Mapping[str, Any], metrics: Sequence[Metric]) -> Fi
     figure, panels = draw_panels(3.0 + 1.6 / len(metrics), 1.0 + 0.26 * len(groups), len(metrics), sharey=True)
     for metric, axes in zip(metrics, panels, strict=True):
         found = [(group[metric.name], *(group["intervals"][metric.name] or (None, None))) for group in groups]
-        (whole,), _, label = as_errors(metric, [[results["metrics"][metric.name]] * 3])
-        errors, bars, _ = as_errors(metric, found)
-        axes.axvline(whole, color=QUIET, linewidth=1, linestyle="--")
+        errors, bars, label = as_errors(metric, [*found, (results["metrics"][metric.name], None, None)])
+        axes.axvline(errors[-1], color=QUIET, linewidth=1, linestyle="--")
         axes.hlines(borders, 0, 1, QUIET, linewidth=0.6, transform=axes.get_yaxis_transform())
-        axes.errorbar(errors, range(len(groups)), xerr=bars, fmt="o", color=ACCENT, ecolor=INK, markersize=5)
+        axes.errorbar(
+            errors[:-1], range(len(groups)), xerr=bars[:, :-1], fmt="o", color=ACCENT, ecolor=INK, markersize=5
+        )
         axes.set(xlabel=label, xlim=(0, None))
         axes.grid(axis="x", color=GRID, linewidth=0.8)
     panels[0].set_yticks(range(len(groups)), [f"{group['value']}  (n={group['n']:,})" for group in groups], fontsize=9)
@@ -219,12 +216,10 @@ def draw_curves(curves: Mapping[str, Series]) -> Figure | None:
     shown = [name for name in titles if f"train/{name}" in known or f"val/{name}" in known]
     if not shown:
         return None
-    columns = min(len(shown), 2)
+    columns = len(shown) if len(shown) % 2 else 2
     with matplotlib.rc_context(_STYLE | {"axes.titlesize": 10, "axes.labelsize": 9}):
-        figure, panels = draw_panels(4.6, 3.1, columns, -(-len(shown) // columns))
-        for axes in panels[len(shown) :]:
-            axes.set_axis_off()
-        for name, axes in zip(shown, panels, strict=False):
+        figure, panels = draw_panels(4.6, 3.1, columns, len(shown) // columns)
+        for name, axes in zip(shown, panels, strict=True):
             if "val/loss" in known:
                 label = "lowest validation loss"
                 axes.axvline(known["val/loss"].idxmin(), color=QUIET, linewidth=1, linestyle="--", label=label)

@@ -21,16 +21,13 @@ Values = NDArray[np.float64]
 PROBABILITIES = {task: [f"prob_{name}" for name in names] for task, names in CLASSES.items()}
 TABLE_COLUMNS = ("index", *TASKS, "predicted_age", "age_low", "age_high", *chain(*PROBABILITIES.values()))
 
-# Equal bins of confidence in which calibration is measured.
-CONFIDENCE_BINS = 15
+CONFIDENCE_BINS = 15  # of equal width, in which calibration is measured
 
 
 def prediction_table(rows: ArrayLike) -> DataFrame:
-    """A row a face: its index in the test set, its labels, and its predictions.
+    """A row a face, of rows in the order of ``TABLE_COLUMNS``: its index in the test set, its labels, its predictions.
 
-    Args:
-        rows: ``(n, columns)``, in the order of ``TABLE_COLUMNS``; labels are ``MISSING`` and predictions NaN where
-            they are unknown.
+    Where they are unknown, labels are ``MISSING`` and predictions NaN.
     """
     table = DataFrame(np.asarray(rows, np.float64), columns=list(TABLE_COLUMNS))
     return table.astype(dict.fromkeys(("index", *CLASSES), np.int64))
@@ -110,9 +107,7 @@ class Metric:
         formula: sums of these columns and counts of their values, each ``(columns, resamples)`` -> the metric in each
             resample, ``(resamples,)``; NaN where it cannot be computed.
         worst: the bad end, of a metric by which groups are ranked; such a metric is also by_group and headline.
-        by_group: whether it is computed for each group.
-        headline: whether it is shown first.
-        signed: whether positive values have a sign.
+        by_group, headline, signed: whether it is computed for each group, is shown first, has a sign if positive.
         missing: why it is unknown although the network has the task.
     """
 

@@ -96,8 +96,8 @@ def _options(folder: Path) -> dict[str, dict[str, str]]:
     """A run's options in words, of data, model and trainer; none where its config.yaml is missing or damaged."""
     try:
         options = yaml.safe_load((folder / runs.CONFIG_FILE).read_text())
-        options["trainer"] = {name: options["trainer"].get(name) for name in _TRAINER}
-        options["trainer"]["seed"] = options["seed_everything"]
+        trainer = {name: options["trainer"].get(name) for name in _TRAINER}
+        options["trainer"] = trainer | {"seed": options["seed_everything"]}
         found = {part: {name: _words(value) for name, value in options[part].items()} for part in _NO_OPTIONS}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return _NO_OPTIONS
