@@ -27,7 +27,7 @@ COMMANDS = {
         "one table of tested runs: figures, groups, size and speed",
         "agr_lightning.evaluation.compare:compare",
     ),
-    "report": ("a page and a model card of a tested run", "agr_lightning.evaluation.report:write_report"),
+    "report": ("a page and a model card of a tested run", "agr_lightning.evaluation.report:report"),
     "export": ("a checkpoint's network in one file: ONNX or safetensors", "agr_lightning.inference.export:export"),
     "app": ("a web page on this machine: drop photos, see faces and predictions", "agr_lightning.app:app"),
 }
@@ -118,7 +118,7 @@ def _call(command: str, function: Callable[..., Any], options: list[str]) -> Any
     from jsonargparse import ArgumentParser, auto_cli
 
     first = next(iter(signature(function).parameters.values()))
-    if get_origin(first.annotation) is Sequence and first.default is first.empty:
+    if get_origin(first.annotation) is list and first.default is first.empty:
         # Several words for a list: `compare RUN RUN`.
         count = next((i for i, word in enumerate(options) if word.startswith("-")), len(options))
         options = [json.dumps(options[:count]), *options[count:]] if count else options

@@ -40,17 +40,9 @@ def check_readable(path: Path, option: str) -> None:
 
 def cache_folder(cache_dir: str | None) -> Path:
     """The folder for derived files, made if needed: ``cache_dir``, or one in the user's cache folder."""
-    if cache_dir is None:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(base) / "agr_lightning"
-    else:
-        folder = user_path(cache_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"the cache folder {folder} cannot be made ({error.strerror}); choose one with --data.cache_dir."
-        ) from None
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base) / "agr_lightning" if cache_dir is None else user_path(cache_dir)
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
