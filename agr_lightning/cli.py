@@ -98,14 +98,14 @@ def main(args: Sequence[str] | None = None, **classes: type) -> int:
 
 
 def _run(command: str, options: list[str], classes: dict[str, type]) -> None:
-    _, function = COMMANDS[command]
+    description, function = COMMANDS[command]
     if command == "predict" and not _needs_trainer(options):
         _predict(options)
         return
     if function is None:
         from agr_lightning.training_cli import run
 
-        run(command, options, **classes)
+        run(command, options, f"{description[0].upper()}{description[1:]}.", **classes)
         return
     module, _, name = function.partition(":")
     found = _call(command, getattr(importlib.import_module(module), name), options)

@@ -1,6 +1,5 @@
 """The commands of a Trainer: fit, validate, test, and predict where an option needs one. LightningCLI with names."""
 
-import contextlib
 import dataclasses
 import logging
 import os
@@ -40,15 +39,9 @@ from agr_lightning.runs import (
 
 _log = logging.getLogger(__name__)
 
-DESCRIPTIONS = {
-    "fit": "Trains a network, keeps the best weights by val/loss and the last ones, and tests the best. Options of a "
-    "YAML file given with --config are overridden by later files, and all files by options given here.",
-    "validate": "Measures a checkpoint on the validation images of its own run, or of those that the options name.",
-    "test": "Measures a checkpoint on the test images of its own run, or of those that the options name: results.json "
-    "with 95 % intervals and groups, and figures. The figures do not depend on the number of devices.",
-    "predict": "Finds the faces in photos and videos, and predicts for each: predictions.csv, with at least one row "
-    "for every input. Where no option needs a Trainer, it does without Lightning, which is quicker.",
-}
+# What commands begin with, for users to type: what `uv run` started is not on the path without it.
+PROGRAM = "python -m agr_lightning"
+_UV = "uv run " if "UV_RUN_RECURSION_DEPTH" in os.environ else ""
 
 _CKPT_PATH = (
     "checkpoint to load: a file, a run folder (for its best), 'best' or 'last' of the newest run in lightning_logs, an "
@@ -83,7 +76,7 @@ class AGRArgumentParser(OneLineErrors, LightningArgumentParser):  # type: ignore
 class AGRCommandLine(LightningCLI):
     """LightningCLI for one command, with checkpoints that users can name by role."""
 
-    def __init__(self, command: str, options: Sequence[str], model_class: type[AGRModule]) -> None:
+    def __init__(self, command: str, options: Sequence[str], model_class: type[AGRModule], description: str) -> None:
         self.command = command
         cards = any(word.startswith("--data.synthetic") for word in options)
         if command == "fit" and cards and not any(word.startswith(_OF_ONES_OWN) for word in options):
@@ -94,11 +87,7 @@ class AGRCommandLine(LightningCLI):
             args=list(options),
             run=False,
             parser_class=AGRArgumentParser,
-            parser_kwargs={
-                "prog": f"python -m agr_lightning {command}",
-                "description": DESCRIPTIONS[command],
-                "allow_abbrev": False,
-            },
+            parser_kwargs={"prog": f"{PROGRAM} {command}", "description": description, "allow_abbrev": False},
             save_config_callback=None,
             seed_everything_default=42,
             # Keeps hyperparameters as the constructors get them: plain values.
@@ -111,12 +100,7 @@ class AGRCommandLine(LightningCLI):
         parser.link_arguments("data.image_size", "model.image_size")
         parser.add_argument("--ckpt_path", type=str | None, default=None, help=_CKPT_PATH)
         if self.command == "fit":
-            parser.add_argument(
-                "--test_after_fit",
-                type=bool,
-                default=True,
-                help="test the best checkpoint when training ends, and write results.json and figures",
-            )
+            parser.add_argument("--test_after_fit", type=bool, default=True, help="test the best checkpoint at the end")
         if self.command == "predict":
             for options in (PhotoOptions, OutputOptions):
                 parser.add_class_arguments(options)
@@ -212,42 +196,38 @@ class AGRCommandLine(LightningCLI):
         return [config, *training_callbacks(logged)]
 
 
-def run(command: str, options: Sequence[str], model_class: type[AGRModule] = AGRModule) -> None:
+def run(command: str, options: Sequence[str], description: str = "", model_class: type[AGRModule] = AGRModule) -> None:
     """Runs fit, validate, test or predict.
 
     Args:
         command: which of them.
         options: what follows it on the command line.
+        description: of the command, for --help.
         model_class: ``AGRModule``, or a subclass of it, whose arguments are options too.
-
-    Raises:
-        UserError: for what the user can cure.
-        SystemExit: after --help and --print_config, and with code 2 for options that cannot be understood.
     """
-    cli = AGRCommandLine(command, options, model_class)
-    trainer, trained = cli.trainer, cli.trained
+    cli = AGRCommandLine(command, options, model_class, description)
+    trainer, trained, best = cli.trainer, cli.trained, ""
     if trained is not None:
-        _log.info(f"Checkpoint   {_short(trained.name)}")
+        _log.info(f"Checkpoint   {_typed(trained.name)}")
+        cli.model.take(trained)  # says what differs, if it does
+    ckpt_path = None if trained is None or trained.exported else str(trained.path)
     if command == "fit":
         try:
-            trainer.fit(cli.model, cli.datamodule, ckpt_path=None if trained is None else str(trained.path))
+            trainer.fit(cli.model, cli.datamodule, ckpt_path=ckpt_path)
         except SystemExit:  # Lightning's answer to Ctrl-C
             _log_how_to_resume(trainer)
             raise KeyboardInterrupt from None
-        _test_best(cli)
+        best = _test_best(cli)
     else:
-        assert trained is not None
-        if trained.exported:
-            cli.model.take(trained)
-        ckpt_path = None if trained.exported else str(trained.path)
         verbose = {} if command == "predict" else {"verbose": command == "validate"}
         getattr(trainer, command)(cli.model, cli.datamodule, ckpt_path=ckpt_path, **verbose)
-        _log_places(trainer, None)
+    _log_places(trainer, best)
 
 
-def _test_best(cli: AGRCommandLine) -> None:
+def _test_best(cli: AGRCommandLine) -> str:
+    """Tests the best checkpoint of a training, where there is one, and returns its path."""
     kept = [each for each in cli.trainer.checkpoint_callbacks if isinstance(each, BestCheckpoint)]
-    path = kept[0].best_model_path if kept else ""
+    path = str(kept[0].best_model_path) if kept else ""
     if cli.config.test_after_fit and kept:
         if not path:
             _log.info(f"No {BEST}.ckpt, since nothing was validated: so nothing is tested either.")
@@ -255,23 +235,22 @@ def _test_best(cli: AGRCommandLine) -> None:
             _log.info("No images are left for a test.")
         else:
             cli.trainer.test(cli.model, cli.datamodule, ckpt_path=path, verbose=False)
-    _log_places(cli.trainer, path)
+    return path
 
 
-def _log_places(trainer: Trainer, checkpoint: str | None) -> None:
+def _log_places(trainer: Trainer, checkpoint: str) -> None:
     """Where the run's files are, and what to do next."""
     folder = run_folder(trainer)
     if folder is None:
         return
-    _log.info(f"Run folder   {_short(folder)}")
+    _log.info(f"Run folder   {_typed(folder)}")
     if isinstance(trainer.logger, TensorBoardLogger):
-        _log.info(f"Curves       {_PREFIX}tensorboard --logdir {_typed(folder.parent)}")
+        _log.info(f"Curves       {_UV}tensorboard --logdir {_typed(folder.parent)}")
     if (folder / RESULTS_FILE).is_file():
-        _log.info(f"Report       {_PREFIX}python -m agr_lightning report {_typed(folder)}")
+        _log.info(f"Report       {_UV}{PROGRAM} report {_typed(folder)}")
     if checkpoint:
-        _log.info(f"Checkpoint   {_short(checkpoint)}")
-        command = f"{_PREFIX}python -m agr_lightning predict --ckpt_path {_typed(checkpoint)}"
-        _log.info(f"Next         {command} --data.predict_path FOLDER")
+        _log.info(f"Checkpoint   {_typed(checkpoint)}")
+        _log.info(f"Next         {_UV}{PROGRAM} predict --ckpt_path {_typed(checkpoint)} --data.predict_path FOLDER")
 
 
 def _log_how_to_resume(trainer: Trainer) -> None:
@@ -280,20 +259,9 @@ def _log_how_to_resume(trainer: Trainer) -> None:
     last = folder / CHECKPOINTS_FOLDER / f"{LAST}.ckpt"
     if last.is_file():
         config = _typed(folder / CONFIG_FILE)
-        _log.info(f"Resume       {_PREFIX}python -m agr_lightning fit --config {config} --ckpt_path {_typed(last)}")
-
-
-# What a command begins with: what `uv run` started is not on the path without it.
-_PREFIX = "uv run " if "UV_RUN_RECURSION_DEPTH" in os.environ else ""
+        _log.info(f"Resume       {_UV}{PROGRAM} fit --config {config} --ckpt_path {_typed(last)}")
 
 
 def _typed(path: str | Path) -> str:
-    """The path as it has to be typed in a shell."""
-    return shlex.quote(_short(path))
-
-
-def _short(path: str | Path) -> str:
-    """The path as seen from here; a name that is no path stays as it is."""
-    with contextlib.suppress(ValueError):
-        return str(Path(path).resolve().relative_to(Path.cwd().resolve()))
-    return str(path)
+    """A path as it is typed in a shell, from here."""
+    return shlex.quote(os.path.relpath(path))
