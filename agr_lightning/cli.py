@@ -117,7 +117,11 @@ def _call(command: str, function: Callable[..., Any], options: list[str]) -> Any
     """Calls a function with what the command line says; its signature and docstring are the options and their help."""
     from jsonargparse import ArgumentParser, auto_cli
 
-    first = next(iter(signature(function).parameters.values()))
+    parameters = signature(function).parameters
+    flags = {f"--{name}" for name, parameter in parameters.items() if parameter.default is False}
+    pairs = zip(options, [*options[1:], ""], strict=True)
+    options = [f"{word}=true" if word in flags and after not in ("true", "false") else word for word, after in pairs]
+    first = next(iter(parameters.values()))
     if get_origin(first.annotation) is list and first.default is first.empty:
         # Several words for a list: `compare RUN RUN`.
         count = next((i for i, word in enumerate(options) if word.startswith("-")), len(options))

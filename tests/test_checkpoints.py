@@ -335,8 +335,8 @@ def test_a_checkpoint_knows_what_its_run_has_seen(exported: Path, trained: Path)
 def test_training_can_start_from_it(exported: Path, here: Path, run: Run) -> None:
     options = ("--data.synthetic=60", "--data.image_size=48", "--trainer.max_steps=1", "--data.num_workers=0")
     # These cards are among those that the weights have seen.
-    code, _, err = run("fit", "--model.weights", str(exported), *options, *QUIET)
-    assert code == 1 and "these weights have seen all images for test" in err
+    code, out, err = run("fit", "--model.weights", str(exported), *options, *QUIET)
+    assert code == 0 and "No images are left for a test" in out, err
     code, out, err = run("fit", "--model.weights", str(exported), *options, "--test_after_fit=false", *QUIET)
     assert code == 0, err
     assert "loaded the backbone and the heads for age, gender, race\n" in out

@@ -236,7 +236,7 @@ def test_mistakes_end_in_a_line(here: Path, options: dict[str, Any], message: st
 @pytest.mark.parametrize("missing", ["onnxruntime", "onnxscript"])
 def test_a_missing_library_is_named(small: Path, here: Path, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(UserError, match=rf"ONNX needs {missing}: uv sync --all-extras, or pip install -e '.\[onnx\]'"):
+    with pytest.raises(UserError, match=rf"ONNX needs {missing}: uv sync --all-extras, or pip install 'agr-lightning\[onnx\]'"):
         export(output="a.onnx")
     if missing == "onnxruntime":
         with pytest.raises(UserError, match="needs onnxruntime: uv sync"):
