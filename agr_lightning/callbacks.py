@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning
 from lightning.pytorch.callbacks import LearningRateMonitor
@@ -16,8 +16,8 @@ from agr_lightning.data.splits import write_split
 from agr_lightning.datamodule import PhotoBatch
 from agr_lightning.evaluation.results import make_results, summary
 from agr_lightning.files import atomic_json, atomic_write
-from agr_lightning.inference.annotate import Annotator
-from agr_lightning.inference.predict import OutputOptions, TableWriter, join_parts, rows_of, say_result
+from agr_lightning.inference.annotate import annotator
+from agr_lightning.inference.predict import TableWriter, join_parts, say_result
 from agr_lightning.inference.predictor import answers
 from agr_lightning.models.network import Predictions
 from agr_lightning.module import AGRModule
@@ -140,55 +140,45 @@ class PredictionWriter(lightning.Callback):
     """Writes ``predictions.csv``, or ``.jsonl``: at least one row for every input, in input order, as they are made.
 
     Args:
-        output: what to write.
+        format: csv, or jsonl with one JSON object a line.
+        annotate: folder for copies with boxes and labels; null for no copies.
     """
 
-    def __init__(self, output: OutputOptions = OutputOptions()) -> None:  # noqa: B008 (frozen)
-        self.output = output
+    def __init__(self, format: Literal["csv", "jsonl"] = "csv", annotate: str | None = None) -> None:
+        self.format, self.annotate = format, annotate
         self._table: TableWriter | None = None
-        self._annotator: Annotator | None = None
 
-    def on_predict_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        folder = run_folder(trainer)
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        # Not on_predict_start, before which the first photos are read.
+        folder = run_folder(trainer) if stage == "predict" else None
         if folder is None:
             return
-        if self.output.annotate is not None:
-            data = trainer.datamodule  # type: ignore[attr-defined]
-            data.keep_pictures = True
-            self._annotator = Annotator(self.output.annotate, data.photos_to_predict)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        data.keep_pictures = self.annotate is not None
+        copies = None if self.annotate is None else annotator(self.annotate, data.photos_to_predict)
         self._parts = [folder / f"predictions.part{rank}" for rank in range(trainer.world_size)]
-        self._table = TableWriter(self._parts[trainer.global_rank], "part")
+        self._part = self._parts[trainer.global_rank].open("wb")
+        self._table = TableWriter(self._part, "part", copies)
 
     def on_predict_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
-        if self._table is None or not isinstance(batch, PhotoBatch) or not isinstance(outputs, Predictions):
-            return
-        found = iter(answers(outputs.arrays()))
-        for photo in batch.photos:
-            of_photo = [next(found) for _ in photo.boxes]
-            self._table.write(rows_of(photo, of_photo))
-            if self._annotator is not None:
-                self._annotator(photo, of_photo)
+        if self._table is not None and isinstance(batch, PhotoBatch) and isinstance(outputs, Predictions):
+            self._table.write(batch.photos, answers(outputs.arrays()))
 
     def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self._table is None:
             return
-        self._table.close()
+        self._part.close()
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            path = self._parts[0].with_name(PREDICTIONS_FILES[self.output.format])
-            counts = join_parts(self._parts, path, self.output.format)
+            path = self._parts[0].with_name(PREDICTIONS_FILES[self.format])
+            counts = join_parts(self._parts, path, self.format)
             say_result(len(trainer.datamodule.photos_to_predict), counts, path)  # type: ignore[attr-defined]
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
         if self._table is not None:
-            self._table.__exit__(type(exception), exception, exception.__traceback__)
+            self._part.close()
+            self._parts[trainer.global_rank].unlink(missing_ok=True)

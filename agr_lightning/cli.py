@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from inspect import signature
 from pathlib import Path
 from typing import Any, get_origin
@@ -21,7 +20,10 @@ COMMANDS = {
     "fit": ("train a network, then test its best checkpoint", None),
     "validate": ("measure a checkpoint on the validation images", None),
     "test": ("measure a checkpoint on the test images: results.json and figures", None),
-    "predict": ("find the faces in photos and videos, and predict for each: predictions.csv", None),
+    "predict": (
+        "find the faces in photos and videos, and predict for each: predictions.csv",
+        "agr_lightning.inference.predict:predict",
+    ),
     "audit": ("list what is wrong with a data folder", "agr_lightning.data.audit:audit"),
     "compare": (
         "one table of tested runs: figures, groups, size and speed",
@@ -99,10 +101,7 @@ def main(args: Sequence[str] | None = None, **classes: type) -> int:
 
 def _run(command: str, options: list[str], classes: dict[str, type]) -> None:
     description, function = COMMANDS[command]
-    if command == "predict" and not _needs_trainer(options):
-        _predict(options)
-        return
-    if function is None:
+    if function is None or (command == "predict" and _needs_trainer(options)):
         from agr_lightning.training_cli import run
 
         run(command, options, f"{description[0].upper()}{description[1:]}.", **classes)
@@ -128,30 +127,6 @@ def _call(command: str, function: Callable[..., Any], options: list[str]) -> Any
         options = [json.dumps(options[:count]), *options[count:]] if count else options
     parser = type("Parser", (OneLineErrors, ArgumentParser), {})
     return auto_cli(function, args=options, prog=f"{_PROGRAM} {command}", parser_class=parser, allow_abbrev=False)
-
-
-def _predict(options: list[str]) -> None:
-    """`predict` without a Trainer, for its first answer soon; its options have the names that they have with one."""
-    from jsonargparse import ArgumentParser
-
-    from agr_lightning.inference.photos import PhotoOptions
-    from agr_lightning.inference.predict import OutputOptions, predict
-
-    text = (
-        "Finds the faces in photos and videos, and predicts for each: predictions.csv in a run folder, with at least "
-    )
-    text += "one row for every input. With --config, --model, --data or --trainer options a Trainer does the work."
-    kind = type("Parser", (OneLineErrors, ArgumentParser), {})
-    parser = kind(prog=f"{_PROGRAM} predict", description=text, allow_abbrev=False)
-    others = {"photos", "output", "root", "progress"}
-    parser.add_function_arguments(predict, "data", skip=others | {"ckpt_path"})
-    parser.add_function_arguments(predict, skip=others | {"predict_path", "batch_size"})
-    parser.add_class_arguments(PhotoOptions)
-    parser.add_class_arguments(OutputOptions)
-    given = parser.parse_args(options)
-    photos, output = ({each.name: given[each.name] for each in fields(kind)} for kind in (PhotoOptions, OutputOptions))
-    reading, writing = PhotoOptions(**photos), OutputOptions(**output)
-    predict(**given.data.as_dict(), ckpt_path=given.ckpt_path, photos=reading, output=writing)
 
 
 def _needs_trainer(options: list[str]) -> bool:

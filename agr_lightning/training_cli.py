@@ -1,6 +1,5 @@
 """The commands of a Trainer: fit, validate, test, and predict where an option needs one. LightningCLI with names."""
 
-import dataclasses
 import logging
 import os
 import shlex
@@ -21,7 +20,6 @@ from agr_lightning.callbacks import PredictionWriter, ResultsWriter, training_ca
 from agr_lightning.checkpoints import TrainedNetwork, load_trained
 from agr_lightning.datamodule import UTKFaceDataModule
 from agr_lightning.inference.photos import PhotoOptions
-from agr_lightning.inference.predict import OutputOptions
 from agr_lightning.messages import OneLineErrors, UserError
 from agr_lightning.module import AGRModule
 from agr_lightning.run_folder import AtomicCheckpointIO, BestCheckpoint, ConfigWriter, run_folder
@@ -102,10 +100,9 @@ class AGRCommandLine(LightningCLI):
         if self.command == "fit":
             parser.add_argument("--test_after_fit", type=bool, default=True, help="test the best checkpoint at the end")
         if self.command == "predict":
-            for options in (PhotoOptions, OutputOptions):
-                parser.add_class_arguments(options)
-            for field in dataclasses.fields(PhotoOptions):
-                parser.link_arguments(field.name, f"data.photos.{field.name}")
+            parser.add_class_arguments(PredictionWriter)
+            for name in parser.add_class_arguments(PhotoOptions):
+                parser.link_arguments(name, f"data.photos.{name}")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses twice where a checkpoint is named: what it was trained with becomes the defaults."""
@@ -185,10 +182,7 @@ class AGRCommandLine(LightningCLI):
         saved.ckpt_path = None if self.command == "fit" else saved.ckpt_path  # a resumed run is repeated from its start
         config = ConfigWriter(self.parser.dump(saved, skip_none=False))
         if self.command == "predict":
-            output = OutputOptions(
-                **{field.name: self.config[field.name] for field in dataclasses.fields(OutputOptions)}
-            )
-            return [config, PredictionWriter(output)]
+            return [config, PredictionWriter(self.config.format, self.config.annotate)]
         if self.command == "validate":
             return [config]
         if self.command == "test":

@@ -186,12 +186,7 @@ def test_the_page_is_served(address: str) -> None:
 
 
 def test_mistakes_are_said_before_the_page_is_served(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("localhost", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"--port {port} cannot be listened on \(.*Address already in use"):
-            app(port=port)
     for options, message in (
-        ({"port": 70000}, r"--port 70000 cannot be listened on \(.*must be 0-65535"),
         ({"ckpt_path": "gone.onnx"}, r"--ckpt_path gone\.onnx does not exist\."),
         ({"ckpt_path": "best"}, r"no run under lightning_logs has a best\.ckpt"),
     ):

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +20,10 @@ from PIL import Image
 
 from agr_lightning.inference import annotate
 from agr_lightning.inference import photos as photos_module
+from agr_lightning.inference import predict as predict_module
 from agr_lightning.inference.annotate import label
 from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader, find_photos, photo_batches
-from agr_lightning.inference.predict import COLUMNS, OutputOptions, Row, TableWriter, as_csv, join_parts, predict
+from agr_lightning.inference.predict import COLUMNS, Inputs, Row, TableWriter, join_parts, predict
 from agr_lightning.inference.predictor import Answer, Predictor
 from agr_lightning.messages import UserError
 from tests.conftest import copy_run
@@ -50,15 +51,10 @@ def photos(here: Path) -> Path:
     return folder
 
 
-def _predict(path: str, *, annotate: str | None = None, **options: Any) -> list[dict[str, str]]:
+def _predict(path: str, **options: Any) -> list[dict[str, str]]:
     """The rows of a table that `predict` writes without a Trainer, by Haar's faces."""
     before = len(list(Path("lightning_logs").glob("*")))
-    predict(
-        path,
-        photos=PhotoOptions(**({"faces": "haar"} | options)),
-        output=OutputOptions(annotate=annotate),
-        progress=False,
-    )
+    predict(Inputs(path), **({"faces": "haar"} | options))
     return _rows(Path(), before)
 
 
@@ -109,9 +105,7 @@ def test_both_ways_say_the_same(photos: Path, here: Path, run: Run) -> None:
 
 
 def test_the_largest_the_smallest_and_json(photos: Path, here: Path) -> None:
-    predict(
-        "photos", photos=PhotoOptions("haar", largest=1, min_size=150), output=OutputOptions("jsonl"), progress=False
-    )
+    predict(Inputs("photos"), format="jsonl", faces="haar", largest=1, min_size=150)
     text = (here / "lightning_logs" / "version_0" / "predictions.jsonl").read_text()
     rows = [json.loads(line) for line in text.splitlines()]
     assert [row["status"] for row in rows] == ["ok", "ok", "no_face", "unreadable"]
@@ -252,7 +246,11 @@ def _row(index: int, **values: Any) -> Row:
 
 def test_names_that_spreadsheets_would_run_or_tear_apart() -> None:
     names = ["=1+1.jpg", "+a", "-a", "@a", "\ta", "\ra", 'a="b",c', "a\rb", "a\nb", "'=a"]
-    text = as_csv([_row(number, path=name, reason=name, age=-1.5) for number, name in enumerate(names)])
+    buffer = io.BytesIO()
+    TableWriter(buffer, "csv").write_rows(
+        _row(number, path=name, reason=name, age=-1.5) for number, name in enumerate(names)
+    )
+    text = buffer.getvalue().decode()
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     expected = [f"'{name}" if number < 6 else name for number, name in enumerate(names)]
     assert [row["path"] for row in rows] == [row["reason"] for row in rows] == expected
@@ -261,31 +259,41 @@ def test_names_that_spreadsheets_would_run_or_tear_apart() -> None:
     assert len(re.sub(r'"[^"]*"', "", text).splitlines()) == 11 and "\r\n" not in text
 
 
-def test_names_are_as_they_are_in_json(here: Path) -> None:
-    with TableWriter(Path("a.jsonl"), "jsonl") as table:
-        table.write([_row(0, path="=a\rb"), _row(1, path=os.fsdecode(b"\xff"), status="no_face")])
-    assert [json.loads(line)["path"] for line in Path("a.jsonl").read_text().splitlines()] == ["=a\rb", "\udcff"]
+def test_names_are_as_they_are_in_json() -> None:
+    table = TableWriter(buffer := io.BytesIO(), "jsonl")
+    table.write_rows([_row(0, path="=a\rb"), _row(1, path=os.fsdecode(b"\xff"), status="no_face")])
+    assert [json.loads(line)["path"] for line in buffer.getvalue().splitlines()] == ["=a\rb", "\udcff"]
     assert table.counts == {"ok": 1, "no_face": 1}
 
 
-def test_rows_are_written_as_they_are_made_and_kept_only_when_all_are(here: Path) -> None:
-    with pytest.raises(RuntimeError), TableWriter(Path("a.csv"), "csv") as table:
-        table.write(_row(number) for number in range(1000))
-        (partial,) = here.iterdir()
-        assert partial.name != "a.csv" and partial.stat().st_size > 0
-        raise RuntimeError
-    assert not list(here.iterdir())
+def test_rows_are_written_as_they_are_made_and_kept_only_when_all_are(
+    photos: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(RuntimeError):
+        """After some rows."""
+
+    def some(*given: Any) -> Iterator[list[Photo]]:
+        for _ in range(1000):
+            yield [Photo(Path("a.jpg"), np.zeros((0, 96, 96, 3), np.uint8))]
+        (partial,) = Path("lightning_logs/version_0").iterdir()
+        assert partial.name != "predictions.csv" and partial.stat().st_size > 0
+        raise Full
+
+    monkeypatch.setattr(predict_module, "photo_batches", some)
+    with pytest.raises(Full):
+        _predict("photos")
+    assert not list(Path("lightning_logs/version_0").iterdir())
 
 
 @pytest.mark.parametrize("format", ["csv", "jsonl"])
 def test_parts_of_several_processes_are_joined_in_input_order(here: Path, format: Any) -> None:
     rows = [_row(index, path=os.fsdecode(b"\xff") + str(index), age=index / 3) for index in (0, 1, 1, 1, 2, 3, 5, 5)]
-    with TableWriter(Path("whole"), format) as table:
-        table.write(rows)
+    with Path("whole").open("wb") as file:
+        (table := TableWriter(file, format)).write_rows(rows)
     parts = [Path("part-0"), Path("part-1"), Path("part-2")]
     for rank, part in enumerate(parts):
-        with TableWriter(part, "part") as some:
-            some.write(row for row in rows if int(row["index"]) % 2 == rank)
+        with part.open("wb") as file:
+            TableWriter(file, "part").write_rows(row for row in rows if int(row["index"]) % 2 == rank)
     assert join_parts(parts, Path("joined"), format) == table.counts == {"ok": 8}
     assert Path("joined").read_bytes() == Path("whole").read_bytes()
     assert sorted(path.name for path in here.iterdir()) == ["joined", "whole"]
@@ -308,7 +316,7 @@ def test_names_that_no_decoder_takes(here: Path) -> None:
     for path, problem in (
         (video, "a video's name must be UTF-8"),
         (Path("gone.mp4"), "cannot be read (No such file or directory)"),
-        (Path("a\0.jpg"), "cannot be read (not the name of a file)"),
+        (Path("a\0.jpg"), "damaged (embedded null byte)"),
         (Path("pipe.jpg"), "cannot be read (not a file)"),
     ):
         (read,) = reader.read(path)
@@ -388,6 +396,9 @@ def test_photos_are_upright_and_of_any_kind(here: Path) -> None:
 
 
 def test_heic_without_its_library_says_so(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from agr_lightning.data import images
+
+    images._register_heic.cache_clear()
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     Path("a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
     (read,) = PhotoReader(PhotoOptions("none"), 64).read(Path("a.heic"))
@@ -417,9 +428,9 @@ def test_hostile_inputs_are_rows(here: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"faces": {"largest": 0}}, "--largest 0 must be 1 or more."),
-        ({"faces": {"min_size": 0.5}}, "--min_size 0.5 must be 1 or more."),
-        ({"faces": {"every": 0}}, "--every 0 must be above 0 seconds."),
+        ({"largest": 0}, "--largest 0 must be 1 or more."),
+        ({"min_size": 0.5}, "--min_size 0.5 must be 1 or more."),
+        ({"every": 0}, "--every 0 must be above 0 seconds."),
         ({"batch_size": 0}, "--data.batch_size 0 must be 1 or more."),
         ({"ckpt_path": "nowhere.onnx"}, "--ckpt_path nowhere.onnx does not exist."),
         ({"ckpt_path": "a.onnx"}, "--ckpt_path a.onnx cannot be used: "),
@@ -431,8 +442,8 @@ def test_hostile_inputs_are_rows(here: Path) -> None:
 def test_what_the_user_can_cure(photos: Path, here: Path, options: dict[str, Any], message: str) -> None:
     Path("a.onnx").write_text("no")
     with pytest.raises(UserError) as error:
-        found = PhotoOptions(**options.pop("faces", {}))
-        predict(**({"predict_path": "photos", "photos": found, "progress": False} | options))
+        data = Inputs(options.pop("predict_path", "photos"), options.pop("batch_size", 64))
+        predict(data, **options)
     assert str(error.value).startswith(message) and not Path("lightning_logs").exists()
 
 
@@ -456,7 +467,7 @@ def test_neither_lightning_nor_torch_is_imported_before_a_network_needs_it(photo
     code = (
         "import sys; from agr_lightning.inference import predict as door\n"
         "print([name for name in ('torch', 'lightning', 'pandas', 'matplotlib') if name in sys.modules])\n"
-        "door.predict('photos', photos=door.PhotoOptions('haar'), progress=False)\n"
+        "door.predict(door.Inputs('photos'), faces='haar')\n"
         "print([name for name in ('lightning.pytorch', 'torchmetrics', 'matplotlib') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -480,7 +491,7 @@ def test_images_of_any_size_in_any_batches(predictor: Predictor) -> None:
         assert alone.age == pytest.approx(answer.age, abs=1e-3) and alone.gender == answer.gender
         assert answer.age_low is not None and answer.age is not None and answer.age_low < answer.age
         assert answer.genders is not None and sum(answer.genders.values()) == pytest.approx(1, abs=1e-5)
-        assert answer.race_probability == max((answer.races or {}).values())
+        assert answer.ranked["race"][0] == (answer.race, max((answer.races or {}).values()))
     three = predictor(np.stack([images[1]] * 3), batch_size=2)
     assert len(three) == 3 and three[2].age == pytest.approx(together[1].age, abs=1e-3)
     assert predictor([]) == []

@@ -1,6 +1,5 @@
 """Starts the web page; Streamlit's settings are in .streamlit/config.toml, and the widgets in page.py."""
 
-import socket
 from pathlib import Path
 
 from agr_lightning.messages import UserError, needs
@@ -17,9 +16,6 @@ def app(ckpt_path: str | None = None, port: int = 8501, address: str = "localhos
         port: to listen on.
         address: to listen on; 0.0.0.0 lets others in.
         no_browser: do not open a browser.
-
-    Raises:
-        UserError: when there is no such network, the port is taken, or Streamlit is not installed.
     """
     try:
         from starlette.formparsers import MultiPartParser
@@ -29,15 +25,10 @@ def app(ckpt_path: str | None = None, port: int = 8501, address: str = "localhos
         raise UserError(f"app {needs('streamlit', 'app')}.") from None
     from agr_lightning.inference.predictor import Predictor
 
-    try:
-        socket.create_server((address, port)).close()
-    except (OSError, OverflowError) as error:
-        raise UserError(f"--address {address} --port {port} cannot be listened on ({error}).") from None
     Predictor.load(ckpt_path)  # what is wrong with it is said here, and not on the page
     # Streamlit would write uploads of more than a megabyte to disk, and ask a server for this machine's address.
     MultiPartParser.spool_max_size = 2**30
     net_util.get_external_ip = lambda: None
-    print(f"The page is at http://{address}:{port} until Ctrl-C.", flush=True)
     options = [f"--server.address={address}", f"--server.port={port}", f"--server.headless={str(no_browser).lower()}"]
     network = [] if ckpt_path is None else [ckpt_path]
     cli.main(["run", str(Path(__file__).with_name("page.py")), *options, "--", *network])

@@ -1,6 +1,7 @@
 """The web page: widgets only. Streamlit runs this file anew for each change on the page."""
 
 import dataclasses
+import io
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import streamlit as st
 from agr_lightning.data.images import EXTENSIONS
 from agr_lightning.inference.annotate import draw
 from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader
-from agr_lightning.inference.predict import as_csv, rows_of
+from agr_lightning.inference.predict import TableWriter
 from agr_lightning.inference.predictor import Answer, Predictor
 
 PURPOSE = """
@@ -56,10 +57,8 @@ def cells(face: int, answer: Answer) -> dict[str, str]:
     if answer.age is not None:
         interval = "" if answer.age_low is None else f" ({answer.age_low:.0f} to {answer.age_high:.0f})"
         row["Age"] = f"{answer.age:.0f} years{interval}"
-    for title, probabilities in (("Gender", answer.genders), ("Race", answer.races)):
-        if probabilities is not None:
-            ranked = sorted(probabilities.items(), key=lambda item: -item[1])
-            row[title] = ", ".join(f"{name} {value:.0%}" for name, value in ranked if value >= 0.05)
+    for task, classes in answer.ranked.items():
+        row[task.title()] = ", ".join(f"{name} {value:.0%}" for name, value in classes if value >= 0.05)
     return row
 
 
@@ -75,7 +74,7 @@ kinds = sorted(extension.lstrip(".") for extension in EXTENSIONS)
 uploads = list(st.file_uploader("Photos", kinds, accept_multiple_files=True) or [])
 if with_camera and (shot := st.camera_input("A photo from the camera")):
     uploads.append(shot)
-rows = []
+table = TableWriter(csv := io.BytesIO(), "csv")
 for upload in uploads:
     with st.spinner("Looking for faces …"):
         (photo,) = reader.read(Path(upload.name), upload.getvalue())
@@ -83,8 +82,8 @@ for upload in uploads:
     if not with_race:
         answers = [dataclasses.replace(answer, races=None) for answer in answers]
     show(upload.name, photo, answers)
-    rows += rows_of(photo, answers)
-if rows:
-    st.download_button("Download the table", as_csv(rows), "predictions.csv", "text/csv")
-with st.expander("What this is for, and what not", expanded=not rows):
+    table.write([photo], answers)
+if uploads:
+    st.download_button("Download the table", csv.getvalue(), "predictions.csv", "text/csv")
+with st.expander("What this is for, and what not", expanded=not uploads):
     st.markdown(PURPOSE)

@@ -1,7 +1,7 @@
 """Copies of photos with a box around each face, and what the network predicts for it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -13,6 +13,9 @@ from agr_lightning.messages import UserError
 
 # Legible in print and to the colour-blind: dark on light, and light on dark.
 _INK, _PAPER = "#10243e", "#ffd23f"
+
+# Writes the annotated copy of a photo.
+Annotator = Callable[[Photo, Sequence[Answer]], None]
 
 
 def draw(photo: Photo, answers: Sequence[Answer]) -> Image.Image:
@@ -42,53 +45,29 @@ def label(answer: Answer, face: int | None = None) -> str:
     if answer.age is not None:
         interval = "" if answer.age_low is None else f" ({answer.age_low:.0f}-{answer.age_high:.0f})"
         parts.append(f"{answer.age:.0f}{interval}")
-    if answer.gender is not None:
-        parts.append(f"{answer.gender} {answer.gender_probability:.0%}")
-    if answer.race is not None:
-        parts.append(f"{answer.race} {answer.race_probability:.0%}")
+    parts += [f"{name} {probability:.0%}" for (name, probability), *_ in answer.ranked.values()]
     return "  ".join(parts)
 
 
-class Annotator:
-    """Writes copies of photos and frames, as JPEG.
+def annotator(folder: str, inputs: Sequence[Path]) -> Annotator:
+    """What writes copies as JPEG files, in ``folder`` as the inputs lie in theirs; none may take an input's place."""
+    absolute = {Path(os.path.abspath(path)) for path in inputs}  # noqa: PTH100 (keeps links)
+    shared = os.path.commonpath([path.parent for path in absolute])
 
-    Args:
-        folder: where copies go, in the folders that the inputs lie in.
-        inputs: all of them.
-
-    Raises:
-        UserError: when a copy would take the place of an input.
-    """
-
-    def __init__(self, folder: str, inputs: Sequence[Path]) -> None:
-        self._folder = user_path(folder)
-        absolute = {_absolute(path) for path in inputs}
-        self._shared = os.path.commonpath([path.parent for path in absolute])
-        for path in absolute:
-            if _absolute(self._target(path)) in absolute:
-                raise UserError(f"--annotate {folder} would overwrite {path.name}, an input: name another folder.")
-
-    def __call__(self, photo: Photo, answers: Sequence[Answer]) -> None:
-        """Writes one; a photo that could not be used has no copy.
-
-        Args:
-            photo: read with its picture kept.
-            answers: for its faces.
-        """
-        if photo.picture is None:
-            return
-        target = self._target(_absolute(photo.path), photo.seconds)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(target) as file:
-            draw(photo, answers).save(file, "JPEG", quality=90, comment=COPY_COMMENT)
-
-    def _target(self, path: Path, seconds: float | None = None) -> Path:
-        below = path.relative_to(self._shared)
+    def target(path: Path, seconds: float | None = None) -> Path:
+        below = Path(os.path.relpath(path, shared))
         frame = "" if seconds is None else f".{seconds:09.3f}s"
         suffix = "" if path.suffix.lower() in (".jpg", ".jpeg") and not frame else ".jpg"
-        return self._folder / below.with_name(f"{below.name}{frame}{suffix}")
+        return Path(os.path.abspath(user_path(folder) / below.with_name(f"{below.name}{frame}{suffix}")))  # noqa: PTH100
 
+    def write(photo: Photo, answers: Sequence[Answer]) -> None:
+        if photo.picture is not None:  # it could be used
+            path = target(photo.path, photo.seconds)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as file:
+                draw(photo, answers).save(file, "JPEG", quality=90, comment=COPY_COMMENT)
 
-def _absolute(path: Path) -> Path:
-    """Without dots, and through no links."""
-    return Path(os.path.abspath(path))  # noqa: PTH100 (keeps links)
+    for path in absolute:
+        if target(path) in absolute:
+            raise UserError(f"--annotate {folder} would overwrite {path.name}, an input: name another folder.")
+    return write

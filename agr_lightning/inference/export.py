@@ -2,11 +2,9 @@
 
 import json
 import math
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ from torch.nn import functional as F
 from agr_lightning import __version__
 from agr_lightning.checkpoints import load_trained, write_safetensors
 from agr_lightning.data.cards import draw_cards
-from agr_lightning.data.images import ImageError, read_rgb, resize
+from agr_lightning.data.images import read_rgb, resize
 from agr_lightning.files import atomic_write, user_path
 from agr_lightning.inference.photos import find_photos
 from agr_lightning.inference.predictor import ONNX_FORMAT, ONNX_INPUT, ONNX_KEY, OUTPUTS, load_onnx
@@ -27,16 +25,10 @@ from agr_lightning.models.calibration import AGE_INTERVAL_LEVEL
 from agr_lightning.models.network import AGRNetwork
 from agr_lightning.runs import ONNX_SUFFIX, SAFETENSORS_SUFFIX
 
-if TYPE_CHECKING:
-    import onnx
-
 # How many faces the answers of an ONNX file are compared on.
 _FACES = 64
 
-# Resize with anti-aliasing came with 18.
-_OPSET = 18
-
-# How far a file's answers may be from the network's, years and probability: as computed, and with weights in 16 bits.
+# How far a file's answers may be from the network's, years and probability: with weights in 32 bits, and in 16.
 _LIMITS, _HALF_LIMITS = (0.01, 1e-4), (0.1, 0.01)
 
 _DESCRIPTION = (
@@ -46,7 +38,7 @@ _DESCRIPTION = (
 
 
 def export(ckpt_path: str | None = None, output: str = "", images: str | None = None, half: bool = False) -> str:
-    """Writes the network of a checkpoint into one file that loads without running code.
+    """Writes the network of a checkpoint into one file that loads without running code, and says so in a sentence.
 
     FILE.onnx: resizing, normalisation and calibration included, for onnxruntime and everything else that runs ONNX; it
     is kept only if its answers are those of the checkpoint, within 0.01 years and 0.0001 probability (0.1 and 0.01 with
@@ -60,12 +52,8 @@ def export(ckpt_path: str | None = None, output: str = "", images: str | None = 
         images: photo, folder or glob of faces to compare the answers of an ONNX file on; null for drawn cards.
         half: store the weights of an ONNX file in 16 bits; they are computed with in 32.
 
-    Returns:
-        A sentence on what was written.
-
     Raises:
-        UserError: when the checkpoint cannot be read, the ONNX file gives other answers, a library is missing, or for
-            another kind of output.
+        UserError: when the ONNX file gives other answers, or for another kind of output.
     """
     path = user_path(output)
     if path.suffix not in (ONNX_SUFFIX, SAFETENSORS_SUFFIX):
@@ -79,25 +67,17 @@ def export(ckpt_path: str | None = None, output: str = "", images: str | None = 
         write_safetensors(path, trained)
         text = "weights in 16 bits"
     else:
-        faces = _faces(images)
+        faces = find_photos(images or str(draw_cards(_FACES, seed=0)), "--images")
+        faces = faces[:: -(-len(faces) // _FACES)]  # from all over the folder
         whole = _Whole(trained.network()).eval()
         content = _to_onnx(whole, trained.epoch, half)
-        with tempfile.TemporaryDirectory() as folder:
-            trial = Path(folder) / path.name
-            trial.write_bytes(content)
-            text = _compare(whole, trial, faces, _HALF_LIMITS if half else _LIMITS)
         with atomic_write(path) as file:
             file.write(content)
+            file.flush()
+            text = _compare(
+                whole, Path(file.name), [read_rgb(face) for face in faces], _HALF_LIMITS if half else _LIMITS
+            )
     return f"{path}: {path.stat().st_size / 1e6:.1f} MB, {trained.config.backbone}, {text}"
-
-
-def _faces(images: str | None) -> list[NDArray[np.uint8]]:
-    """What to compare answers on: photos from all over the folder, or cards."""
-    photos = find_photos(images or str(draw_cards(_FACES, seed=0)), "--images")
-    try:
-        return [read_rgb(path) for path in photos[:: -(-len(photos) // _FACES)]]
-    except ImageError as error:
-        raise UserError(f"--images {images}: one of the photos is {error}.") from None
 
 
 class _Whole(nn.Module):
@@ -121,14 +101,13 @@ def _to_onnx(whole: _Whole, epoch: int | None, half: bool) -> bytes:
     except ImportError as error:
         raise UserError(f"ONNX {needs(str(error.name), 'onnx')}.") from None
     config = whole.network.config
-    example = torch.zeros(2, 3, whole.size + 1, whole.size + 2, dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             whole,
-            (example,),
+            (torch.zeros(2, 3, whole.size + 1, whole.size + 2, dtype=torch.uint8),),
             dynamo=True,
-            opset_version=_OPSET,
+            opset_version=18,  # with which resizing with anti-aliasing came
             input_names=[ONNX_INPUT],
             output_names=[name for name in OUTPUTS if name.partition("_")[0] in config.tasks],
             dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
@@ -140,7 +119,13 @@ def _to_onnx(whole: _Whole, epoch: int | None, half: bool) -> bytes:
         node.ClearField("metadata_props")  # where in whose source it came from
         node.ClearField("doc_string")
     if half:
-        _halve(model)
+        # Each matrix has a cast, which runtimes compute once, when they load the file.
+        for tensor in model.graph.initializer:
+            if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
+                name, weights = tensor.name, onnx.numpy_helper.to_array(tensor).astype(np.float16)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(weights, f"{name}.16"))
+                cast = onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT)
+                model.graph.node.insert(0, cast)
     facts = {
         "format": ONNX_FORMAT,
         "version": __version__,
@@ -160,23 +145,10 @@ def _to_onnx(whole: _Whole, epoch: int | None, half: bool) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _halve(model: "onnx.ModelProto") -> None:
-    """Stores all matrices in 16 bits, each with a cast that runtimes compute once, when they load the file."""
-    import onnx
-    from onnx import numpy_helper
-
-    for tensor in model.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
-            name = tensor.name
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), f"{name}.16"))
-            cast = onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT)
-            model.graph.node.insert(0, cast)
-
-
 def _compare(whole: _Whole, file: Path, faces: Sequence[NDArray[np.uint8]], limits: tuple[float, float]) -> str:
-    """Compares both's answers for faces: at the network's size in one batch, and each as it is."""
+    """Compares both's answers for faces, in words: at the network's size in one batch, and each as it is."""
     engine, _ = load_onnx(file, "--output")
-    years = probability = 0.0
+    worst = {"years": 0.0, "probability": 0.0}
     for batch in [np.stack([resize(face, whole.size) for face in faces]), *(face[None] for face in faces)]:
         found = engine(batch)
         with torch.inference_mode():
@@ -185,18 +157,15 @@ def _compare(whole: _Whole, file: Path, faces: Sequence[NDArray[np.uint8]], limi
             # Those of the age that was found: they jump where the calibration's next bin begins.
             ends = whole.network.calibration.age_interval(torch.from_numpy(found["age"]))
             expected |= dict(zip(("age_low", "age_high"), ends, strict=True))
-        gaps = {name: _gap(found[name], right.numpy()) for name, right in expected.items()}
-        years = max([years, *(gap for name, gap in gaps.items() if name not in CLASSES)])
-        probability = max([probability, *(gap for name, gap in gaps.items() if name in CLASSES)])
+        for name, right in expected.items():
+            unit = "probability" if name in CLASSES else "years"
+            gap = np.abs(found[name] - right.numpy())
+            gap[np.isnan(found[name]) & np.isnan(right.numpy())] = 0  # the ends of an interval never calibrated
+            worst[unit] = np.maximum(worst[unit], gap.max())  # unlike max, NaN if one of both is
+    years, probability = worst.values()
     text = f"at most {years:.1g} years and {probability:.1g} probability from the checkpoint's, on {len(faces):,} faces"
     if not (years <= limits[0] and probability <= limits[1]):
         raise UserError(
             f"nothing was written: the ONNX file's answers are {text}; allowed are {limits[0]} and {limits[1]}."
         )
     return f"answers {text}"
-
-
-def _gap(found: NDArray[np.float32], right: NDArray[np.float32]) -> float:
-    """The largest difference; the ends of an interval that was never calibrated are NaN in both."""
-    same = np.array_equal(np.isnan(found), np.isnan(right))
-    return float(np.abs(np.nan_to_num(found - right)).max()) if same else math.inf

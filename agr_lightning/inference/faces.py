@@ -17,6 +17,7 @@ from agr_lightning.messages import UserError, needs
 
 DetectorName = Literal["auto", "mtcnn", "haar", "none"]
 
+# RGB, (height, width, 3); and (x, y) in each row, pixels.
 Pixels = NDArray[np.uint8]
 Points = NDArray[np.float64]
 
@@ -30,18 +31,17 @@ _HAAR_SHIFT = 0.095
 # A photo is searched at this size at most, longer side in pixels; the crops are taken from the photo itself.
 _SEARCH_SIZE = 1280
 
-# Detectors need to see where a head ends. A photo without a face, or with one that takes more than the first share of
+# Detectors need to see where a head ends: a photo without a face, or with one that takes more than the first share of
 # its shorter side, is searched again with the second share of it added around.
 _TIGHT, _MARGIN = 0.6, 0.3
 
 
 @dataclass(frozen=True)
 class Face:
-    """One face of a photo.
+    """The square of a face, as in a UTKFace crop; it is tilted as the face is.
 
     Attributes:
-        corners: of its square, as in a UTKFace crop: top left, top right and bottom left, in pixels of the photo,
-            float64 ``(3, 2)``. It is tilted as the face is.
+        corners: top left, top right and bottom left, in pixels of the photo, float64 ``(3, 2)``.
     """
 
     corners: Points
@@ -61,63 +61,48 @@ class Face:
         """The face, upright, as uint8 ``(size, size, 3)``; what lies outside of the photo repeats its edge."""
         # The part of the photo that holds the square, at least a pixel of it.
         square = np.vstack([self.corners, self.corners[1] + self.corners[2] - self.corners[0]])
-        end = np.array([photo.shape[1], photo.shape[0]])
+        end = np.array(photo.shape[1::-1])
         low = np.floor(square.min(0)).clip(0, end - 1).astype(int)
         high = np.maximum(low + 1, np.minimum(np.ceil(square.max(0)).astype(int) + 1, end))
         part = photo[low[1] : high[1], low[0] : high[0]]
         # At most twice as many pixels as are asked for: `shrink` averages areas, and turning does not.
         side = max(1, round(min(self.side, 2 * size)))
         shrunk = shrink(part, min(1.0, 2 * size / self.side))
-        scale = np.array([shrunk.shape[1] / part.shape[1], shrunk.shape[0] / part.shape[0]])
         # Between the middles of pixels, which lie half a pixel from the corners.
-        source = ((self.corners - low) * scale - 0.5).astype(np.float32)
+        source = (self.corners - low) * np.divide(shrunk.shape[1::-1], part.shape[1::-1]) - 0.5
         target = np.array([[0, 0], [side, 0], [0, side]], np.float32) - 0.5
+        turn = cv2.getAffineTransform(target, source.astype(np.float32))
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        turn = cv2.getAffineTransform(target, source)
         upright = cv2.warpAffine(shrunk, turn, (side, side), flags=flags, borderMode=cv2.BORDER_REPLICATE)
         return resize(np.asarray(upright, np.uint8), size)
 
 
-# The faces of a photo, uint8 (height, width, 3), with sides of so many pixels or more.
+# The faces of a photo with sides of so many pixels or more.
 Detector = Callable[[Pixels, float], list[Face]]
 
 
 def build_detector(name: DetectorName) -> Detector | None:
-    """The face detector of this name; None where each photo is taken as a face crop.
+    """The face detector of this name, or a UserError where it is not installed; None takes each photo as a face crop.
 
-    Args:
-        name: auto is MTCNN where it is installed, and otherwise OpenCV's Haar cascade.
-
-    Raises:
-        UserError: when it is not installed.
+    ``auto`` is MTCNN where it is installed, and otherwise OpenCV's Haar cascade.
     """
     installed = all(importlib.util.find_spec(library) for library in ("torch", "facenet_pytorch"))
     if name == "mtcnn" and not installed:
         raise UserError(f"--faces mtcnn {needs('facenet-pytorch', 'faces')}; or use --faces haar.")
-    if name == "auto":
-        name = "mtcnn" if installed else "haar"
-    return {"mtcnn": mtcnn, "haar": haar, "none": None}[name]
+    return {"mtcnn": mtcnn, "haar": haar, "none": None, "auto": mtcnn if installed else haar}[name]
 
 
 def find_faces(detector: Detector, photo: Pixels, smallest: float, largest: int | None) -> list[Face]:
-    """The faces of a photo, the largest first.
-
-    Args:
-        detector: what finds them.
-        photo: RGB, uint8 ``(height, width, 3)``.
-        smallest: side of the smallest square to return, pixels.
-        largest: how many to return; None for all.
-    """
-    height, width = photo.shape[:2]
-    scale = min(1.0, _SEARCH_SIZE / max(height, width))
+    """The faces of a photo with sides of ``smallest`` pixels or more, the largest first, and ``largest`` at most."""
+    scale = min(1.0, _SEARCH_SIZE / max(photo.shape[:2]))
     searched = shrink(photo, scale)
     found = detector(searched, smallest * scale)
-    if max((face.side for face in found), default=math.inf) > _TIGHT * min(searched.shape[:2]):
-        margin = math.ceil(_MARGIN * min(searched.shape[:2]))
-        padded = cv2.copyMakeBorder(searched, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
-        again = [Face(face.corners - margin) for face in detector(np.asarray(padded, np.uint8), smallest * scale)]
-        found = again or found
-    exact = np.array([width / searched.shape[1], height / searched.shape[0]])
+    shorter = min(searched.shape[:2])
+    if max((face.side for face in found), default=math.inf) > _TIGHT * shorter:
+        margin = math.ceil(_MARGIN * shorter)
+        padded = np.pad(searched, ((margin, margin), (margin, margin), (0, 0)), "edge")
+        found = [Face(face.corners - margin) for face in detector(padded, smallest * scale)] or found
+    exact = np.divide(photo.shape[1::-1], searched.shape[1::-1])
     faces = [Face(face.corners * exact) for face in found]
     return sorted((face for face in faces if face.side >= smallest), key=lambda face: -face.side)[:largest]
 
@@ -125,8 +110,7 @@ def find_faces(detector: Detector, photo: Pixels, smallest: float, largest: int 
 def mtcnn(photo: Pixels, smallest: float) -> list[Face]:
     """MTCNN, by facenet-pytorch: finds tilted faces, and their eyes, by which they are turned upright.
 
-    Source: Zhang et al., "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks", IEEE
-    Signal Processing Letters 2016.
+    Source: Zhang et al., "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks", 2016.
     """
     # It looks for faces a bit narrower than the crop, from 12 pixels on. In steps, as each size has its own networks.
     least = max(12, int(0.85 * smallest) // 4 * 4)
@@ -158,12 +142,11 @@ def square(x: float, y: float, side: float) -> Face:
 
 def align(points: Points) -> Face:
     """The square of a face from its landmarks ``(5, 2)``: the least-squares similarity from the usual places."""
-    x, y = _LANDMARKS.T
-    zero, one = np.zeros(5), np.ones(5)
-    # u = a x - b y + c and v = b x + a y + d.
-    system = np.concatenate([np.stack([x, -y, one, zero], 1), np.stack([y, x, zero, one], 1)])
-    a, b, c, d = np.linalg.lstsq(system, points.T.ravel(), rcond=None)[0]
-    return Face(np.array([[c, d], [c + a, d + b], [c - b, d + a]]))
+    # As complex numbers, a similarity is z -> turn z + shift.
+    usual, found = _LANDMARKS @ (1, 1j), points @ (1, 1j)
+    turn, shift = np.linalg.lstsq(np.stack([usual, np.ones(5)], 1), found, rcond=None)[0]
+    corners = shift + turn * np.array([0, 1, 1j])
+    return Face(np.stack([corners.real, corners.imag], 1))
 
 
 def shrink(photo: Pixels, scale: float) -> Pixels:

@@ -2,21 +2,22 @@
 
 import codecs
 import contextlib
-import dataclasses
 import glob
 import logging
 import math
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from agr_lightning.data.images import EXTENSIONS, ImageError, decode_rgb, open_file, read_bytes, resize
+from agr_lightning.data.images import EXTENSIONS, ImageError, decode_rgb, open_file, read_rgb, resize
 from agr_lightning.files import user_path, walk_files
 from agr_lightning.inference.faces import DetectorName, build_detector, find_faces, shrink
 from agr_lightning.messages import UserError
@@ -28,32 +29,27 @@ VIDEO_EXTENSIONS = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"})
 # The JPEG comment of an annotated copy, by which it is told from a photo; it stands in the first bytes of the file.
 COPY_COMMENT = b"annotated by agr_lightning"
 
-# Longest side, in pixels, of the picture that is kept for annotation.
-_PICTURE_SIZE = 2048
-
-# So many photos are read ahead where their pictures are kept, of up to 12 MB each.
-_PICTURES = 8
+# Longest side, in pixels, of the picture that is kept for annotation; so many are kept at once, of up to 12 MB each.
+_PICTURE_SIZE, _PICTURES = 2048, 8
 
 
 def find_photos(path: str | None, option: str = "--data.predict_path") -> list[Path]:
-    """Lists the photos that ``path`` names.
+    """Lists the photos and videos that ``path`` names; raises UserError, which names ``option``, when there are none.
 
-    Args:
-        path: a photo or video; a folder, searched recursively for them; a glob, ``**`` included; or a .txt file that
-            names one of them in each line.
-        option: how the user named it, for messages.
-
-    Returns:
-        The paths: those of a folder or glob sorted, without annotated copies; those of a list as it has them.
-
-    Raises:
-        UserError: when nothing is named or found.
+    It is one of them; a folder, searched recursively; a glob, ``**`` included; or a .txt file that names one in each
+    line. Those of folders and globs are sorted, without annotated copies.
     """
     if not path:
         raise UserError(f"no photos are named: give {option} PHOTO, FOLDER or 'GLOB'.")
     named = user_path(path)
     if named.suffix.lower() == ".txt" and named.is_file():
-        return _listed(named, option)
+        wide = named.read_bytes()[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # of Windows' editors
+        text = named.read_text("utf-16" if wide else "utf-8-sig", "replace" if wide else "surrogateescape")
+        lines = [line.strip() for line in text.splitlines()]
+        if not any(lines):
+            raise UserError(f"{option} {path} names no photo.")
+        # A file that is not there is an input like any other, and gets a row that says so.
+        return [Path(os.path.expanduser(line)) for line in lines if line]  # noqa: PTH111 (never fails)
     if named.is_dir():
         files = sorted(named / name for name in walk_files(named))
         photos = [file for file in files if file.suffix.lower() in EXTENSIONS | VIDEO_EXTENSIONS]
@@ -70,18 +66,6 @@ def find_photos(path: str | None, option: str = "--data.predict_path") -> list[P
     return photos
 
 
-def _listed(path: Path, option: str) -> list[Path]:
-    """The lines of a list; a file that is not there is an input like any other, and gets a row that says so."""
-    content = path.read_bytes()
-    # As Windows' editors write them.
-    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    lines = content.decode("utf-16" if wide else "utf-8-sig", "replace" if wide else "surrogateescape").splitlines()
-    photos = [Path(os.path.expanduser(line.strip())) for line in lines if line.strip()]  # noqa: PTH111 (never fails)
-    if not photos:
-        raise UserError(f"{option} {path} names no photo.")
-    return photos
-
-
 def _is_by_product(path: Path) -> bool:
     """Whether macOS, a Synology disk or `--annotate` has put a file beside photos."""
     if path.name.startswith("._") or "@eaDir" in path.parts:
@@ -93,7 +77,7 @@ def _is_by_product(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class PhotoOptions:
-    """Which faces are wanted.
+    """Which faces are wanted; values that cannot work raise UserError.
 
     Args:
         faces: what finds them: mtcnn turns tilted faces upright, haar is lighter, none takes each photo as one face
@@ -101,9 +85,6 @@ class PhotoOptions:
         largest: how many of a photo, the largest first; null for all.
         min_size: side of the smallest face, pixels.
         every: seconds between the frames of a video.
-
-    Raises:
-        UserError: for values that cannot work.
     """
 
     faces: DetectorName = "auto"
@@ -145,17 +126,13 @@ class Photo:
 
 
 class PhotoReader:
-    """Reads files; may be used from several threads at once.
+    """Reads files; may be used from several threads at once. A face detector that is not installed raises UserError.
 
     Args:
         options: which faces are wanted.
         size: side of the crops, pixels.
         keep_picture: keep the pictures for annotation.
-        of_cards: whether the network was trained on drawn cards: then no faces are looked for, unless asked for by
-            name.
-
-    Raises:
-        UserError: when the face detector is not installed.
+        of_cards: whether the network was trained on drawn cards, in which `auto` looks for no faces.
     """
 
     def __init__(self, options: PhotoOptions, size: int, keep_picture: bool = False, of_cards: bool = False) -> None:
@@ -170,25 +147,24 @@ class PhotoReader:
         return f"found by {self._detector.__name__}; for photos that are face crops, --faces none is quicker"
 
     def read(self, path: Path, content: bytes | None = None) -> Iterator[Photo]:
-        """What is in a file; a file that cannot be used is one photo with a problem, whatever the problem is.
+        """A photo, or the frames of a video; a file that cannot be used is one photo with a problem, whatever it is.
 
-        Args:
-            path: of a photo or video.
-            content: of a photo, where it was read already.
+        ``content`` is that of a photo which was read already.
         """
-        problem = None
         try:
-            if content is None and path.suffix.lower() in VIDEO_EXTENSIONS:
+            if content is not None:
+                yield self.look(decode_rgb(content), path)
+            elif path.suffix.lower() in VIDEO_EXTENSIONS:
                 yield from self._frames(path)
             else:
-                yield self.look(decode_rgb(read_bytes(path) if content is None else content), path)
+                yield self.look(read_rgb(path), path)
+            return
         except ImageError as error:
             problem = str(error)
         except Exception as error:  # decoders and detectors raise anything; the other inputs go on
             _log.warning(f"{path}: {error!r}")
             problem = f"failed ({' '.join(str(error).split())[:80] or type(error).__name__})"
-        if problem is not None:
-            yield Photo(path, np.zeros((0, self._size, self._size, 3), np.uint8), problem=problem)
+        yield Photo(path, np.zeros((0, self._size, self._size, 3), np.uint8), problem=problem)
 
     def look(self, pixels: NDArray[np.uint8], path: Path = Path(), seconds: float | None = None) -> Photo:
         """The faces of a decoded photo: RGB, uint8 ``(height, width, 3)``."""
@@ -197,9 +173,8 @@ class PhotoReader:
             crops, boxes = resize(pixels, self._size)[None], [(0, 0, width, height)]
         else:
             faces = find_faces(self._detector, pixels, self._options.min_size, self._options.largest)
-            shape = (len(faces), self._size, self._size, 3)
-            crops = np.array([face.crop(pixels, self._size) for face in faces], np.uint8).reshape(shape)
-            boxes = [face.box for face in faces]
+            crops = np.array([face.crop(pixels, self._size) for face in faces], np.uint8)
+            crops, boxes = crops.reshape(-1, self._size, self._size, 3), [face.box for face in faces]
         if not self.keep_picture:
             return Photo(path, crops, boxes, seconds)
         scale = min(1.0, _PICTURE_SIZE / max(height, width))
@@ -214,18 +189,16 @@ class PhotoReader:
         wanted = 0.0
         try:
             while video.grab():
-                # A file that does not say how fast it plays has no times either: then frames count as 1/25 s.
-                rate = video.get(cv2.CAP_PROP_FPS) or 25.0
-                number = video.get(cv2.CAP_PROP_POS_FRAMES) - 1
-                seconds = video.get(cv2.CAP_PROP_POS_MSEC) / 1000 or max(0.0, number) / rate
+                # Where frames have no times they have a rate, or count as 1/25 s.
+                by_rate = max(0.0, video.get(cv2.CAP_PROP_POS_FRAMES) - 1) / (video.get(cv2.CAP_PROP_FPS) or 25.0)
+                seconds = video.get(cv2.CAP_PROP_POS_MSEC) / 1000 or by_rate
                 if seconds + 1e-6 < wanted:
                     continue
                 readable, frame = video.retrieve()
-                if not readable:
-                    continue
-                wanted = seconds + self._options.every
-                rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-                yield self.look(np.asarray(rgb, np.uint8), path, round(seconds, 3))
+                if readable:
+                    wanted = seconds + self._options.every
+                    rgb = np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
+                    yield self.look(rgb, path, round(seconds, 3))
         finally:
             video.release()
         if not wanted:
@@ -233,41 +206,35 @@ class PhotoReader:
 
 
 def photo_batches(inputs: Sequence[tuple[int, Path]], reader: PhotoReader, batch_size: int) -> Iterator[list[Photo]]:
-    """What is in files, in their order; no more than some batches are in memory, however many files there are.
+    """What is in files, each with its index among all inputs, in their order; some batches at most are in memory.
 
-    Args:
-        inputs: photos and videos, each with its index among all inputs.
-        reader: reads them.
-        batch_size: faces in a batch; there are more where the last photo of it has them, and fewer at the end, or
-            where many photos have none.
+    A batch has ``batch_size`` faces, or more where its last photo has them, or fewer at the end or where many photos
+    have none.
     """
     most = _PICTURES if reader.keep_picture else 2 * batch_size
-    waiting: list[Photo] = []
-    faces = 0
+    batch: list[Photo] = []
     for photo in _read_ahead(inputs, reader, min(most, batch_size)):
-        waiting.append(photo)
-        faces += len(photo.crops)
-        if faces >= batch_size or len(waiting) >= most:
-            yield waiting
-            waiting, faces = [], 0
-    if waiting:
-        yield waiting
+        batch.append(photo)
+        if sum(len(each.boxes) for each in batch) >= batch_size or len(batch) >= most:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _read_ahead(inputs: Sequence[tuple[int, Path]], reader: PhotoReader, ahead: int) -> Iterator[Photo]:
     """Reads photos in threads, some ahead of what is asked for; videos, which are long, when they are asked for."""
 
-    def read(one: tuple[int, Path]) -> Iterable[Photo]:
-        photos = (dataclasses.replace(photo, index=one[0]) for photo in reader.read(one[1]))
-        return photos if one[1].suffix.lower() in VIDEO_EXTENSIONS else list(photos)
+    def read(index: int, path: Path) -> Iterable[Photo]:
+        photos = (replace(photo, index=index) for photo in reader.read(path))
+        return photos if path.suffix.lower() in VIDEO_EXTENSIONS else list(photos)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        current: Iterable[Iterable[Photo]] = ()
+        started = (pool.submit(read, *one) for one in inputs)
+        reading = deque(islice(started, ahead))
         try:
-            for start in range(0, len(inputs) + ahead, ahead):
-                following = pool.map(read, inputs[start : start + ahead])
-                for photos in current:
-                    yield from photos
-                current = following
+            while reading:
+                yield from reading.popleft().result()
+                reading.extend(islice(started, 1))
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)

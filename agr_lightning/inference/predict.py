@@ -3,20 +3,20 @@
 import contextlib
 import csv
 import heapq
-import io
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from types import SimpleNamespace
+from typing import IO, Any, Literal
 
 import numpy as np
 from tqdm import tqdm
 
 from agr_lightning.files import atomic_write
-from agr_lightning.inference.annotate import Annotator
+from agr_lightning.inference.annotate import Annotator, annotator
 from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader, find_photos, photo_batches
 from agr_lightning.inference.predictor import Answer, Predictor
 from agr_lightning.labels import GENDERS, RACES
@@ -43,154 +43,120 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
-class OutputOptions:
-    """What `predict` writes.
-
-    Args:
-        format: csv, or jsonl with one JSON object a line.
-        annotate: folder for copies with boxes and labels; null for no copies.
-    """
-
-    format: Literal["csv", "jsonl"] = "csv"
-    annotate: str | None = None
-
-
-def predict(
-    predict_path: str = "",
-    ckpt_path: str | None = None,
-    batch_size: int = 64,
-    photos: PhotoOptions = PhotoOptions(),  # noqa: B008 (frozen)
-    output: OutputOptions = OutputOptions(),
-    root: Path = Path(),
-    progress: bool = True,
-) -> None:
-    """Finds the faces in photos and videos, and predicts for each: predictions.csv in a run folder.
+class Inputs:
+    """What to predict for.
 
     Args:
         predict_path: a photo or video, a folder (searched recursively), a glob in quotes, or a .txt list.
+        batch_size: faces that are computed at once.
+    """
+
+    predict_path: str = ""
+    batch_size: int = 64
+
+
+def predict(
+    data: Inputs,
+    ckpt_path: str | None = None,
+    format: Literal["csv", "jsonl"] = "csv",
+    annotate: str | None = None,
+    **faces: Any,
+) -> None:
+    """Predicts for the faces in photos and videos: predictions.csv. Takes --config, --model and --trainer options too.
+
+    Args:
+        data: what to predict for.
         ckpt_path: an exported .onnx or .safetensors file, a checkpoint, a run folder, 'best' or 'last', or 'agr' or
             'small' for a network that is shipped with this project; null for 'agr'.
-        batch_size: faces that are computed at once.
-        photos: which faces are wanted.
-        output: what is written.
-        root: the folder that holds lightning_logs.
-        progress: whether to show a progress bar.
-
-    Raises:
-        UserError: when there are no such photos, or no such network.
+        format: csv, or jsonl with one JSON object a line.
+        annotate: folder for copies with boxes and labels; null for no copies.
+        **faces: which faces are wanted, as in ``PhotoOptions``.
     """
-    if batch_size < 1:
-        raise UserError(f"--data.batch_size {batch_size} must be 1 or more.")
-    paths = find_photos(predict_path)
-    annotator = None if output.annotate is None else Annotator(output.annotate, paths)
-    predictor = Predictor.load(ckpt_path, root)
-    reader = PhotoReader(photos, predictor.image_size, annotator is not None, predictor.of_cards)
+    options = PhotoOptions(**faces)
+    if data.batch_size < 1:
+        raise UserError(f"--data.batch_size {data.batch_size} must be 1 or more.")
+    paths = find_photos(data.predict_path)
+    copies = None if annotate is None else annotator(annotate, paths)
+    predictor = Predictor.load(ckpt_path)
+    reader = PhotoReader(options, predictor.image_size, annotate is not None, predictor.of_cards)
     _log.info(f"Network      {predictor.source}")
     _log.info(f"Faces        {reader.description}")
-    file = root / RUNS_FOLDER / f"version_{reserve_run(root)}" / PREDICTIONS_FILES[output.format]
-    with (
-        TableWriter(file, output.format) as table,
-        tqdm(total=len(paths), desc="Predicting", unit="photo", disable=not progress) as bar,
-    ):
-        for batch in photo_batches(list(enumerate(paths)), reader, batch_size):
-            found = iter(predictor(np.concatenate([photo.crops for photo in batch]), batch_size))
-            for photo in batch:
-                answers = [next(found) for _ in photo.boxes]
-                table.write(rows_of(photo, answers))
-                if annotator is not None:
-                    annotator(photo, answers)
+    path = Path(RUNS_FOLDER, f"version_{reserve_run(Path())}", PREDICTIONS_FILES[format])
+    with atomic_write(path) as file, tqdm(total=len(paths), desc="Predicting", unit="photo", disable=None) as bar:
+        table = TableWriter(file, format, copies)
+        for batch in photo_batches(list(enumerate(paths)), reader, data.batch_size):
+            table.write(batch, predictor(np.concatenate([photo.crops for photo in batch]), data.batch_size))
             bar.update(batch[-1].index + 1 - bar.n)
-    say_result(len(paths), table.counts, file)
+    say_result(len(paths), table.counts, path)
 
 
-def rows_of(photo: Photo, answers: Sequence[Answer]) -> list[Row]:
+def _rows(photo: Photo, answers: Sequence[Answer]) -> Iterator[Row]:
     """The rows of a photo, from the answers for its faces: one for each, or one that says why there is none."""
-    common: Row = {"index": photo.index, "path": str(photo.path)}
+    common: Row = {"index": photo.index, "path": str(photo.path), "status": "ok"}
     if photo.seconds is not None:
         common["seconds"] = photo.seconds
     if photo.problem is not None:
-        return [common | {"status": "unreadable", "reason": photo.problem}]
-    if not photo.boxes:
-        return [common | {"status": "no_face"}]
-    rows = []
+        yield common | {"status": "unreadable", "reason": photo.problem}
+    elif not photo.boxes:
+        yield common | {"status": "no_face"}
     for face, (box, answer) in enumerate(zip(photo.boxes, answers, strict=True)):
-        row = common | {"face": face, "status": "ok"} | dict(zip(("x", "y", "width", "height"), box, strict=True))
+        row = common | {"face": face} | dict(zip(("x", "y", "width", "height"), box, strict=True))
         for name in ("age", "age_low", "age_high"):
             if (years := getattr(answer, name)) is not None:
                 row[name] = round(years, 2)
-        for task, best, classes in (("gender", answer.gender, answer.genders), ("race", answer.race, answer.races)):
-            if best is not None and classes is not None:
-                row |= {task: best, f"{task}_probability": round(classes[best], 4)}
-                row |= {f"prob_{name}": round(probability, 4) for name, probability in classes.items()}
-        rows.append(row)
-    return rows
+        for task, classes in answer.ranked.items():
+            row |= {task: classes[0][0], f"{task}_probability": round(classes[0][1], 4)}
+            row |= {f"prob_{name}": round(probability, 4) for name, probability in classes}
+        yield row
 
 
-class TableWriter(contextlib.ExitStack[bool | None]):
-    """Writes rows as they are made, in a ``with`` block; the file appears when that ends without an error.
+class TableWriter:
+    """Writes rows as they are made, and annotated copies of photos; ``counts`` has how many rows have each status."""
 
-    Args:
-        path: the file.
-        format: of it.
-
-    Attributes:
-        counts: how many rows have each status.
-    """
-
-    def __init__(self, path: Path, format: Format) -> None:
-        super().__init__()
+    def __init__(self, file: IO[bytes], format: Format, annotate: Annotator | None = None) -> None:
         self.counts: Counter[str] = Counter()
-        self._format = format
-        self._file = self.enter_context(atomic_write(path))
+        self._file, self._format, self._annotate = file, format, annotate
+        # With its usual end of a line, which is not that of the file, the writer quotes every kind of line break.
+        self._csv = csv.DictWriter(SimpleNamespace(write=self._write_line), COLUMNS, extrasaction="ignore")
         if format == "csv":
-            self._file.write(_csv_line(COLUMNS).encode())
+            self._csv.writeheader()
 
-    def write(self, rows: Iterable[Row]) -> None:
+    def write(self, photos: Iterable[Photo], answers: Iterable[Answer]) -> None:
+        """Writes some photos, from the answers for the faces of all of them."""
+        found = iter(answers)
+        for photo in photos:
+            of_photo = [next(found) for _ in photo.boxes]
+            self.write_rows(_rows(photo, of_photo))
+            if self._annotate is not None:
+                self._annotate(photo, of_photo)
+
+    def write_rows(self, rows: Iterable[Row]) -> None:
         """Writes some rows."""
         for row in rows:
             self.counts[str(row["status"])] += 1
-            self._file.write(_line(row, self._format).encode("utf-8", "surrogateescape"))
+            if self._format == "csv":
+                safe = {name: f"'{row[name]}" for name in ("path", "reason") if str(row.get(name)).startswith(_FORMULA)}
+                self._csv.writerow(row | safe)
+            else:
+                kept = row if self._format == "part" else {name: row[name] for name in COLUMNS if name in row}
+                self._write_line(json.dumps(kept))
+
+    def _write_line(self, text: str) -> None:
+        self._file.write((text.removesuffix("\r\n") + "\n").encode("utf-8", "surrogateescape"))
 
 
 def join_parts(parts: Sequence[Path], path: Path, format: Format) -> Counter[str]:
-    """Joins what several processes have written as ``part``, in the order of the inputs, and removes it.
-
-    Returns:
-        How many rows have each status.
-    """
-    with TableWriter(path, format) as table:
-        rows = [map(json.loads, table.enter_context(part.open())) for part in parts]
-        table.write(heapq.merge(*rows, key=lambda row: row["index"]))
+    """Joins what several processes have written, in the order of the inputs, and removes it; returns the counts."""
+    with contextlib.ExitStack() as stack:
+        table = TableWriter(stack.enter_context(atomic_write(path)), format)
+        rows = [map(json.loads, stack.enter_context(part.open())) for part in parts]
+        table.write_rows(heapq.merge(*rows, key=lambda row: row["index"]))
     for part in parts:
         part.unlink()
     return table.counts
-
-
-def as_csv(rows: Iterable[Row]) -> str:
-    """The text of predictions.csv."""
-    return "".join([_csv_line(COLUMNS), *(_line(row, "csv") for row in rows)])
 
 
 def say_result(inputs: int, counts: Counter[str], file: Path) -> None:
     """Says how many inputs there were, how many rows have each status, and where they are."""
     _log.info(f"{inputs:,} inputs: {', '.join(f'{count:,} {status}' for status, count in counts.items())}")
     _log.info(f"Predictions  {file}")
-
-
-def _line(row: Row, format: Format) -> str:
-    if format == "part":
-        return json.dumps(row) + "\n"
-    if format == "jsonl":
-        return json.dumps({name: row[name] for name in COLUMNS if name in row}) + "\n"
-    cells = {name: row.get(name, "") for name in COLUMNS}
-    for name in ("path", "reason"):
-        if str(cells[name]).startswith(_FORMULA):
-            cells[name] = f"'{cells[name]}"
-    return _csv_line(cells.values())
-
-
-def _csv_line(cells: Iterable[object]) -> str:
-    buffer = io.StringIO()
-    # With its usual end of a line, which is not that of the file, the writer quotes every kind of line break.
-    csv.writer(buffer).writerow(cells)
-    return buffer.getvalue().removesuffix("\r\n") + "\n"

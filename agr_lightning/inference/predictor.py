@@ -6,20 +6,16 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agr_lightning.data.images import resize
 from agr_lightning.files import check_readable, user_path
-from agr_lightning.labels import CLASSES
+from agr_lightning.labels import CLASSES, ClassTask
 from agr_lightning.messages import UserError, needs
 from agr_lightning.models.config import NetworkConfig
 from agr_lightning.runs import ONNX_SUFFIX
-
-if TYPE_CHECKING:
-    from agr_lightning.models.network import AGRNetwork
 
 # What an engine returns, and an ONNX file has as outputs, of the tasks that the network has: years, float32 (faces,),
 # and probabilities, float32 (faces, classes).
@@ -27,9 +23,6 @@ OUTPUTS = ("age", "age_low", "age_high", "gender", "race")
 
 # The input of an ONNX file; where it says what it is, and the number of that layout.
 ONNX_INPUT, ONNX_KEY, ONNX_FORMAT = "images", "agr_lightning", 2
-
-# What computes ONNX files, the best first.
-_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
 Arrays = Mapping[str, NDArray[np.float32]]
 
@@ -56,36 +49,31 @@ class Answer:
     races: dict[str, float] | None
 
     @property
-    def gender(self) -> str | None:
-        """The most probable gender."""
-        return None if self.genders is None else max(self.genders, key=self.genders.__getitem__)
+    def ranked(self) -> dict[ClassTask, list[tuple[str, float]]]:
+        """The classes of those tasks that the network has, with their probabilities, the most probable first."""
+        found = zip(CLASSES, (self.genders, self.races), strict=True)
+        return {task: sorted(each.items(), key=lambda item: -item[1]) for task, each in found if each}
 
     @property
-    def gender_probability(self) -> float | None:
-        """Probability of the most probable gender."""
-        return None if self.genders is None else max(self.genders.values())
+    def gender(self) -> str | None:
+        """The most probable gender."""
+        return self.ranked["gender"][0][0] if self.genders else None
 
     @property
     def race(self) -> str | None:
         """The most probable race."""
-        return None if self.races is None else max(self.races, key=self.races.__getitem__)
-
-    @property
-    def race_probability(self) -> float | None:
-        """Probability of the most probable race."""
-        return None if self.races is None else max(self.races.values())
+        return self.ranked["race"][0][0] if self.races else None
 
 
 def answers(arrays: Arrays) -> list[Answer]:
     """The answer for each face of a batch."""
-    missing = [None] * len(next(iter(arrays.values())))
-    ages = [arrays[name].tolist() if name in arrays else missing for name in OUTPUTS[:3]]
-    known = [[None if value is None or math.isnan(value) else value for value in years] for years in ages]
-    classes = [
-        [dict(zip(names, row, strict=True)) for row in arrays[task].tolist()] if task in arrays else missing
-        for task, names in CLASSES.items()
-    ]
-    return [Answer(*values) for values in zip(*known, *classes, strict=True)]
+    found = []
+    for face in range(len(next(iter(arrays.values())))):
+        row = {name: values[face].tolist() for name, values in arrays.items()}
+        years = [None if math.isnan(row.get(name, math.nan)) else row[name] for name in OUTPUTS[:3]]
+        classes = [dict(zip(names, row[task], strict=True)) if task in row else None for task, names in CLASSES.items()]
+        found.append(Answer(*years, *classes))
+    return found
 
 
 class Predictor:
@@ -94,8 +82,7 @@ class Predictor:
     Example:
         ``Predictor.load("faces.onnx")([image])[0].age``
 
-    Args:
-        engine: what computes.
+    Attributes:
         image_size: side of the images that the engine gets, pixels.
         source: the name of a shipped network, or the path of the file.
         of_cards: whether it was trained on drawn cards, which are no photos with faces in them.
@@ -107,61 +94,55 @@ class Predictor:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None, root: Path = Path()) -> "Predictor":
-        """Reads a trained network, without running any code that is in its file.
+        """Reads a trained network, without running any code in its file; raises UserError when there is none.
 
         Args:
             path: an exported .onnx or .safetensors file, a checkpoint, a run folder, ``best`` or ``last``; ``agr`` or
                 ``small`` for a shipped network; None for ``agr``.
             root: the folder whose ``lightning_logs`` is meant by ``best`` and ``last``.
-
-        Raises:
-            UserError: when there is none, or a library is missing.
         """
         named = None if path is None else os.fspath(path)
         if named is not None and Path(named).suffix.lower() == ONNX_SUFFIX:
             file = user_path(named)
             engine, config = load_onnx(file)
             return cls(engine, config.image_size, str(file))
+        import torch
+
         from agr_lightning.checkpoints import load_trained
 
         trained = load_trained(named, root)
-        of_cards = bool(trained.data.get("synthetic"))
-        return cls(_torch_engine(trained.network()), trained.config.image_size, trained.name, of_cards)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        network = trained.network().to(device)
+
+        @torch.inference_mode()
+        def torch_engine(images: NDArray[np.uint8]) -> Arrays:
+            return network.predict(torch.from_numpy(images).permute(0, 3, 1, 2).to(device)).arrays()
+
+        return cls(torch_engine, trained.config.image_size, trained.name, bool(trained.data.get("synthetic")))
 
     def __call__(self, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], batch_size: int = 64) -> list[Answer]:
-        """Predicts for each image.
+        """Predicts for each image, ``batch_size`` of them at once.
 
-        Args:
-            images: faces, cropped like UTKFace's: RGB, uint8 ``(height, width, 3)`` of any sizes, or one array
-                ``(images, height, width, 3)``.
-            batch_size: how many are computed at once.
-
-        Raises:
-            UserError: for images of another kind.
+        They are faces, cropped like UTKFace's: RGB, uint8 ``(height, width, 3)`` of any sizes, or one array ``(images,
+        height, width, 3)``; others raise UserError.
         """
+        for image in images:
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+                raise UserError(
+                    f"an image of shape {image.shape} and type {image.dtype}; expected uint8 (height, width, 3), RGB."
+                )
         found: list[Answer] = []
         for start in range(0, len(images), batch_size):
-            batch = np.stack([self._fit(image) for image in images[start : start + batch_size]])
-            found += answers(self._engine(batch))
+            batch = [resize(image, self.image_size) for image in images[start : start + batch_size]]
+            found += answers(self._engine(np.stack(batch)))
         return found
-
-    def _fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise UserError(
-                f"an image of shape {image.shape} and type {image.dtype}; expected uint8 (height, width, 3), RGB."
-            )
-        return resize(image, self.image_size)
 
 
 def load_onnx(path: Path, option: str = "--ckpt_path") -> tuple[Engine, NetworkConfig]:
     """Opens an ONNX file that ``export`` wrote.
 
-    Args:
-        path: the file.
-        option: how the user named it, for messages.
-
-    Raises:
-        UserError: when it is missing, damaged, not of this version, or onnxruntime is not installed.
+    Raises UserError, with the option that named it, when it is missing, damaged, not of this version, or onnxruntime is
+    not installed.
     """
     check_readable(path, option)
     try:
@@ -176,15 +157,13 @@ def load_onnx(path: Path, option: str = "--ckpt_path") -> tuple[Engine, NetworkC
         return dict(zip(names, found, strict=True))
 
     try:
-        # Others want more set up than they say when they are asked for.
-        best = [name for name in _PROVIDERS if name in onnxruntime.get_available_providers()]
-        session = onnxruntime.InferenceSession(path, settings, providers=best)
+        # Other providers want more set up than they say when they are asked for.
+        wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+        session = onnxruntime.InferenceSession(path, settings, providers=providers)
         facts = json.loads(session.get_modelmeta().custom_metadata_map.get(ONNX_KEY, "{}"))
         if facts.get("format") != ONNX_FORMAT:
-            raise UserError(
-                f"its format is {facts.get('format')}, and this version of the project reads {ONNX_FORMAT}: export the "
-                "checkpoint again"
-            )
+            raise UserError(f"its format is {facts.get('format')}, not {ONNX_FORMAT}: export the checkpoint again")
         config = NetworkConfig.from_dict(facts.get("network"))
         names = [output.name for output in session.get_outputs()]
         if facts.get("labels") != {task: list(CLASSES[task]) for task in CLASSES if task in names}:
@@ -193,16 +172,3 @@ def load_onnx(path: Path, option: str = "--ckpt_path") -> tuple[Engine, NetworkC
     except Exception as error:  # of onnxruntime, of no common kind
         raise UserError(f"{option} {path} cannot be used: {str(error).partition(chr(10))[0][:200]}.") from None
     return engine, config
-
-
-def _torch_engine(network: "AGRNetwork") -> Engine:
-    import torch
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.to(device)
-
-    def engine(images: NDArray[np.uint8]) -> Arrays:
-        with torch.inference_mode():
-            return network.predict(torch.from_numpy(images).permute(0, 3, 1, 2).to(device)).arrays()
-
-    return engine
