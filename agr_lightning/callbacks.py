@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import lightning
 from lightning.pytorch.callbacks import LearningRateMonitor
@@ -16,8 +16,7 @@ from agr_lightning.data.splits import write_split
 from agr_lightning.datamodule import PhotoBatch
 from agr_lightning.evaluation.results import make_results, summary
 from agr_lightning.files import atomic_json, atomic_write
-from agr_lightning.inference.annotate import annotator
-from agr_lightning.inference.predict import TableWriter, join_parts, say_result
+from agr_lightning.inference.predict import Format, TableWriter, annotator, join_parts, say_result
 from agr_lightning.inference.predictor import answers
 from agr_lightning.models.network import Predictions
 from agr_lightning.module import AGRModule
@@ -144,7 +143,7 @@ class PredictionWriter(lightning.Callback):
         annotate: folder for copies with boxes and labels; null for no copies.
     """
 
-    def __init__(self, format: Literal["csv", "jsonl"] = "csv", annotate: str | None = None) -> None:
+    def __init__(self, format: Format = "csv", annotate: str | None = None) -> None:
         self.format, self.annotate = format, annotate
         self._table: TableWriter | None = None
 

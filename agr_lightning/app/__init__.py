@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from agr_lightning.inference.predictor import Predictor
 from agr_lightning.messages import UserError, needs
 
 
@@ -23,12 +24,9 @@ def app(ckpt_path: str | None = None, port: int = 8501, address: str = "localhos
         from streamlit.web import cli
     except ImportError:
         raise UserError(f"app {needs('streamlit', 'app')}.") from None
-    from agr_lightning.inference.predictor import Predictor
-
     Predictor.load(ckpt_path)  # what is wrong with it is said here, and not on the page
     # Streamlit would write uploads of more than a megabyte to disk, and ask a server for this machine's address.
     MultiPartParser.spool_max_size = 2**30
     net_util.get_external_ip = lambda: None
     options = [f"--server.address={address}", f"--server.port={port}", f"--server.headless={str(no_browser).lower()}"]
-    network = [] if ckpt_path is None else [ckpt_path]
-    cli.main(["run", str(Path(__file__).with_name("page.py")), *options, "--", *network])
+    cli.main(["run", str(Path(__file__).with_name("page.py")), *options, "--", *([ckpt_path] if ckpt_path else [])])

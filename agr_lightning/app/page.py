@@ -8,9 +8,8 @@ from pathlib import Path
 import streamlit as st
 
 from agr_lightning.data.images import EXTENSIONS
-from agr_lightning.inference.annotate import draw
 from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader
-from agr_lightning.inference.predict import TableWriter
+from agr_lightning.inference.predict import TableWriter, draw
 from agr_lightning.inference.predictor import Answer, Predictor
 
 PURPOSE = """
@@ -70,8 +69,7 @@ with st.sidebar:
     with_race = st.toggle("Show race", value=True)
     with_camera = st.toggle("Use the camera", value=False)
     st.caption(f"Network: {verbatim(predictor.source)}")
-kinds = sorted(extension.lstrip(".") for extension in EXTENSIONS)
-uploads = list(st.file_uploader("Photos", kinds, accept_multiple_files=True) or [])
+uploads = list(st.file_uploader("Photos", sorted(EXTENSIONS), accept_multiple_files=True) or [])
 if with_camera and (shot := st.camera_input("A photo from the camera")):
     uploads.append(shot)
 table = TableWriter(csv := io.BytesIO(), "csv")

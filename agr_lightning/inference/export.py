@@ -31,11 +31,6 @@ _FACES = 64
 # How far a file's answers may be from the network's, years and probability: with weights in 32 bits, and in 16.
 _LIMITS, _HALF_LIMITS = (0.01, 1e-4), (0.1, 0.01)
 
-_DESCRIPTION = (
-    "Age in years, gender and race of a face. Input: RGB faces cropped like UTKFace's, uint8 (batch, 3, height, "
-    "width), of any size. Outputs: years, and probabilities in the order of the labels, which the metadata name."
-)
-
 
 def export(ckpt_path: str | None = None, output: str = "", images: str | None = None, half: bool = False) -> str:
     """Writes the network of a checkpoint into one file that loads without running code, and says so in a sentence.
@@ -51,32 +46,27 @@ def export(ckpt_path: str | None = None, output: str = "", images: str | None = 
         output: the .onnx or .safetensors file to write.
         images: photo, folder or glob of faces to compare the answers of an ONNX file on; null for drawn cards.
         half: store the weights of an ONNX file in 16 bits; they are computed with in 32.
-
-    Raises:
-        UserError: when the ONNX file gives other answers, or for another kind of output.
     """
     path = user_path(output)
     if path.suffix not in (ONNX_SUFFIX, SAFETENSORS_SUFFIX):
         raise UserError(f"--output {output} must end in {ONNX_SUFFIX} or {SAFETENSORS_SUFFIX}.")
-    if path.suffix == SAFETENSORS_SUFFIX and (images is not None or half):
-        raise UserError(f"--images and --half are for {ONNX_SUFFIX} files alone.")
     trained = load_trained(ckpt_path)
     if path.suffix == SAFETENSORS_SUFFIX:
+        if images is not None or half:
+            raise UserError(f"--images and --half are for {ONNX_SUFFIX} files alone.")
         if trained.exported:
             raise UserError(f"{trained.name} is an exported file already; name a checkpoint.")
         write_safetensors(path, trained)
         text = "weights in 16 bits"
     else:
-        faces = find_photos(images or str(draw_cards(_FACES, seed=0)), "--images")
-        faces = faces[:: -(-len(faces) // _FACES)]  # from all over the folder
+        photos = find_photos(images or str(draw_cards(_FACES, seed=0)), "--images")
+        faces = [read_rgb(photo) for photo in photos[:: -(-len(photos) // _FACES)]]  # from all over the folder
         whole = _Whole(trained.network()).eval()
         content = _to_onnx(whole, trained.epoch, half)
         with atomic_write(path) as file:
             file.write(content)
             file.flush()
-            text = _compare(
-                whole, Path(file.name), [read_rgb(face) for face in faces], _HALF_LIMITS if half else _LIMITS
-            )
+            text = _compare(whole, Path(file.name), faces, _HALF_LIMITS if half else _LIMITS)
     return f"{path}: {path.stat().st_size / 1e6:.1f} MB, {trained.config.backbone}, {text}"
 
 
@@ -140,7 +130,7 @@ def _to_onnx(whole: _Whole, epoch: int | None, half: bool) -> bytes:
         "epoch": epoch,
     }
     onnx.helper.set_model_props(model, {ONNX_KEY: json.dumps(facts)})
-    model.doc_string = _DESCRIPTION
+    model.doc_string = "Age, gender and race of RGB faces cropped like UTKFace's; the metadata has the labels."
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
 

@@ -17,7 +17,7 @@ from agr_lightning.messages import UserError, needs
 
 DetectorName = Literal["auto", "mtcnn", "haar", "none"]
 
-# RGB, (height, width, 3); and (x, y) in each row, pixels.
+# RGB, (height, width, 3); and a row (x, y) for each point, pixels.
 Pixels = NDArray[np.uint8]
 Points = NDArray[np.float64]
 
@@ -38,11 +38,7 @@ _TIGHT, _MARGIN = 0.6, 0.3
 
 @dataclass(frozen=True)
 class Face:
-    """The square of a face, as in a UTKFace crop; it is tilted as the face is.
-
-    Attributes:
-        corners: top left, top right and bottom left, in pixels of the photo, float64 ``(3, 2)``.
-    """
+    """The square of a face, tilted as it is: top left, top right and bottom left in the photo, float64 ``(3, 2)``."""
 
     corners: Points
 
@@ -82,10 +78,7 @@ Detector = Callable[[Pixels, float], list[Face]]
 
 
 def build_detector(name: DetectorName) -> Detector | None:
-    """The face detector of this name, or a UserError where it is not installed; None takes each photo as a face crop.
-
-    ``auto`` is MTCNN where it is installed, and otherwise OpenCV's Haar cascade.
-    """
+    """The face detector of this name, if installed; ``auto`` is MTCNN or else Haar; None takes photos as face crops."""
     installed = all(importlib.util.find_spec(library) for library in ("torch", "facenet_pytorch"))
     if name == "mtcnn" and not installed:
         raise UserError(f"--faces mtcnn {needs('facenet-pytorch', 'faces')}; or use --faces haar.")

@@ -128,11 +128,8 @@ class Photo:
 class PhotoReader:
     """Reads files; may be used from several threads at once. A face detector that is not installed raises UserError.
 
-    Args:
-        options: which faces are wanted.
-        size: side of the crops, pixels.
-        keep_picture: keep the pictures for annotation.
-        of_cards: whether the network was trained on drawn cards, in which `auto` looks for no faces.
+    Crops are ``size`` pixels wide. Pictures are kept where they are to be annotated. Where the network was trained on
+    drawn cards, ``auto`` looks for no faces.
     """
 
     def __init__(self, options: PhotoOptions, size: int, keep_picture: bool = False, of_cards: bool = False) -> None:
@@ -147,10 +144,7 @@ class PhotoReader:
         return f"found by {self._detector.__name__}; for photos that are face crops, --faces none is quicker"
 
     def read(self, path: Path, content: bytes | None = None) -> Iterator[Photo]:
-        """A photo, or the frames of a video; a file that cannot be used is one photo with a problem, whatever it is.
-
-        ``content`` is that of a photo which was read already.
-        """
+        """The photo or the frames in a file, or in its ``content``; what cannot be used is a photo with a problem."""
         try:
             if content is not None:
                 yield self.look(decode_rgb(content), path)
@@ -175,10 +169,9 @@ class PhotoReader:
             faces = find_faces(self._detector, pixels, self._options.min_size, self._options.largest)
             crops = np.array([face.crop(pixels, self._size) for face in faces], np.uint8)
             crops, boxes = crops.reshape(-1, self._size, self._size, 3), [face.box for face in faces]
-        if not self.keep_picture:
-            return Photo(path, crops, boxes, seconds)
         scale = min(1.0, _PICTURE_SIZE / max(height, width))
-        return Photo(path, crops, boxes, seconds, picture=shrink(pixels, scale), scale=scale)
+        picture = shrink(pixels, scale) if self.keep_picture else None
+        return Photo(path, crops, boxes, seconds, picture=picture, scale=scale)
 
     def _frames(self, path: Path) -> Iterator[Photo]:
         open_file(path).close()
@@ -187,20 +180,14 @@ class PhotoReader:
             raise ImageError("a video's name must be UTF-8")  # OpenCV crashes
         video = cv2.VideoCapture(name)
         wanted = 0.0
-        try:
-            while video.grab():
-                # Where frames have no times they have a rate, or count as 1/25 s.
-                by_rate = max(0.0, video.get(cv2.CAP_PROP_POS_FRAMES) - 1) / (video.get(cv2.CAP_PROP_FPS) or 25.0)
-                seconds = video.get(cv2.CAP_PROP_POS_MSEC) / 1000 or by_rate
-                if seconds + 1e-6 < wanted:
-                    continue
-                readable, frame = video.retrieve()
-                if readable:
-                    wanted = seconds + self._options.every
-                    rgb = np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
-                    yield self.look(rgb, path, round(seconds, 3))
-        finally:
-            video.release()
+        while video.grab():
+            # Where frames have no times they have a rate, or count as 1/25 s.
+            by_rate = max(0.0, video.get(cv2.CAP_PROP_POS_FRAMES) - 1) / (video.get(cv2.CAP_PROP_FPS) or 25.0)
+            seconds = video.get(cv2.CAP_PROP_POS_MSEC) / 1000 or by_rate
+            if seconds + 1e-6 >= wanted and (frame := video.retrieve()[1]) is not None:
+                wanted = seconds + self._options.every
+                rgb = np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
+                yield self.look(rgb, path, round(seconds, 3))
         if not wanted:
             raise ImageError("no frame of it can be decoded")
 
@@ -208,8 +195,7 @@ class PhotoReader:
 def photo_batches(inputs: Sequence[tuple[int, Path]], reader: PhotoReader, batch_size: int) -> Iterator[list[Photo]]:
     """What is in files, each with its index among all inputs, in their order; some batches at most are in memory.
 
-    A batch has ``batch_size`` faces, or more where its last photo has them, or fewer at the end or where many photos
-    have none.
+    A batch has ``batch_size`` faces, or more by its last photo, or fewer at the end or where many photos have none.
     """
     most = _PICTURES if reader.keep_picture else 2 * batch_size
     batch: list[Photo] = []

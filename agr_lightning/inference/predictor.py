@@ -77,10 +77,7 @@ def answers(arrays: Arrays) -> list[Answer]:
 
 
 class Predictor:
-    """Age, gender and race of faces. It may be called from several threads at once.
-
-    Example:
-        ``Predictor.load("faces.onnx")([image])[0].age``
+    """Age, gender and race of faces: ``Predictor.load("faces.onnx")([image])[0].age``. Threads may share it.
 
     Attributes:
         image_size: side of the images that the engine gets, pixels.
@@ -121,16 +118,13 @@ class Predictor:
         return cls(torch_engine, trained.config.image_size, trained.name, bool(trained.data.get("synthetic")))
 
     def __call__(self, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], batch_size: int = 64) -> list[Answer]:
-        """Predicts for each image, ``batch_size`` of them at once.
+        """Predicts for each image, ``batch_size`` of them at once; others than these raise UserError.
 
-        They are faces, cropped like UTKFace's: RGB, uint8 ``(height, width, 3)`` of any sizes, or one array ``(images,
-        height, width, 3)``; others raise UserError.
+        Images are faces, cropped like UTKFace's: RGB, uint8 ``(height, width, 3)`` of any sizes, or an array of them.
         """
         for image in images:
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-                raise UserError(
-                    f"an image of shape {image.shape} and type {image.dtype}; expected uint8 (height, width, 3), RGB."
-                )
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+                raise UserError(f"an image is {image.dtype} {image.shape}; expected uint8 (height, width, 3), RGB.")
         found: list[Answer] = []
         for start in range(0, len(images), batch_size):
             batch = [resize(image, self.image_size) for image in images[start : start + batch_size]]
@@ -139,11 +133,7 @@ class Predictor:
 
 
 def load_onnx(path: Path, option: str = "--ckpt_path") -> tuple[Engine, NetworkConfig]:
-    """Opens an ONNX file that ``export`` wrote.
-
-    Raises UserError, with the option that named it, when it is missing, damaged, not of this version, or onnxruntime is
-    not installed.
-    """
+    """Opens an ONNX file of ``export``; raises UserError, with the option that named it, when it cannot be used."""
     check_readable(path, option)
     try:
         import onnxruntime
