@@ -394,9 +394,6 @@ def test_photos_are_upright_and_of_any_kind(here: Path) -> None:
 
 
 def test_heic_without_its_library_says_so(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from agr_lightning.data import images
-
-    images._register_heic.cache_clear()
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     Path("a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
     (read,) = PhotoReader(PhotoOptions("none"), 64).read(Path("a.heic"))
