@@ -118,7 +118,7 @@ def _call(command: str, function: Callable[..., Any], options: list[str]) -> Any
 
     parameters = signature(function).parameters
     flags = {f"--{name}" for name, parameter in parameters.items() if parameter.default is False}
-    pairs = zip(options, [*options[1:], ""], strict=True)
+    pairs = zip(options, [*options[1:], ""], strict=False)
     options = [f"{word}=true" if word in flags and after not in ("true", "false") else word for word, after in pairs]
     first = next(iter(parameters.values()))
     if get_origin(first.annotation) is list and first.default is first.empty:

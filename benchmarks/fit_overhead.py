@@ -146,7 +146,7 @@ def in_a_trainer(
         use_distributed_sampler=False,
         callbacks=[Stopwatch()],
     )
-    trainer.fit(kind(backbone=chosen.backbone), data)
+    trainer.fit(kind(backbone=chosen.backbone, image_size=size), data)
     return Stopwatch.times
 
 
