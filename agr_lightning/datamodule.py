@@ -174,7 +174,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         Asked of the module when first needed, since the weights of a checkpoint are loaded after ``setup``.
         """
         if split not in self._splits:
-            self._read(split)  # under ddp_spawn this process set nothing up
+            self._read(split)  # under ddp_fork this process set nothing up
         if split not in self._unseen:
             self._unseen[split] = self._without_seen(split)
         return self._unseen[split]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities import rank_zero_only
@@ -152,6 +153,8 @@ class AGRCommandLine(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what a run folder needs: its logger, its callbacks, and checkpoints that are whole."""
         options = self.config_init.trainer
+        if options.strategy == "ddp_spawn":  # whose processes torch may abort when they end
+            raise UserError("--trainer.strategy ddp_spawn: use ddp, which starts each process as a command of its own.")
         keeps = not (options.fast_dev_run or options.barebones)
         callbacks = [*(options.callbacks or [])]
         if options.logger in (None, True) and keeps:
@@ -216,6 +219,8 @@ def run(command: str, options: Sequence[str], description: str = "", model_class
         verbose = {} if command == "predict" else {"verbose": command == "validate"}
         getattr(trainer, command)(cli.model, cli.datamodule, ckpt_path=ckpt_path, **verbose)
     _log_places(trainer, best)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # left to the interpreter's end, its threads may abort the process
 
 
 def _test_best(cli: AGRCommandLine) -> str:

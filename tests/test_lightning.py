@@ -140,12 +140,9 @@ def test_deterministic(run: Run, here: Path) -> None:
     assert code == 0, err
 
 
-@pytest.mark.slow
-def test_spawned_processes(here: Path) -> None:
-    options = ("--trainer.strategy", "ddp_spawn", "--trainer.devices", "2")
-    done = _command(here, *FIT, *options)
-    assert done.returncode == 0, done.stderr
-    assert (here / "lightning_logs/version_0/results.json").is_file()
+def test_spawned_processes_are_refused_in_a_line(run: Run, here: Path) -> None:
+    code, _, err = run(*FIT, "--trainer.strategy", "ddp_spawn", "--trainer.devices", "2")
+    assert code == 1 and "use ddp" in err and len(err.strip().splitlines()) == 1
 
 
 def test_a_left_over_of_slurm_does_not_replace_named_weights(
