@@ -1,4 +1,4 @@
-"""What a module keeps in its checkpoints beside weights: what it is, what it has seen, and how it was calibrated."""
+"""What a module keeps in its checkpoints beside weights: what it is, what it has seen, and how it is resumed."""
 
 from pathlib import Path
 from typing import Any, Self
@@ -94,12 +94,8 @@ class CheckpointedModule(lightning.LightningModule):
             raise UserError("the checkpoint was not written by this version of the project.")
         trainer = self._trainer  # there is none under load_from_checkpoint
         fitting = trainer is not None and trainer.state.fn == "fit"
-        if (
-            trainer is not None
-            and not fitting
-            and self.loaded_from
-            and "hpc_ckpt_" in Path(str(trainer.ckpt_path)).name
-        ):
+        file = "" if trainer is None or fitting else Path(str(trainer.ckpt_path)).name
+        if self.loaded_from and "hpc_ckpt_" in file:
             # Lightning takes what SLURM's requeueing left behind for the weights that a command names.
             checkpoint["state_dict"] = self.state_dict()
             return

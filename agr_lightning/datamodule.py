@@ -232,7 +232,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         if len(seen) < len(kinds):
             _log.info(f"It is not known whether these weights have seen images of {split}.")
         everyone = self._indexes[split].samples
-        is_seen = np.isin(fingerprints(everyone["name"]), [image for images in seen for image in images])
+        is_seen = np.isin(fingerprints(everyone["name"]), np.concatenate([np.empty(0, np.int64), *seen]))
         groups = everyone["group"][is_seen]
         unseen = samples[~samples["group"].isin(groups)].reset_index(drop=True)
         left_out = len(samples) - len(unseen)

@@ -275,8 +275,7 @@ class AGRModule(CheckpointedModule):
         self._log_metrics("val")
         table = self.table.compute()
         if self._calibrating():
-            fitted = fit_calibration(table)
-            self.network.calibration.load_state_dict(fitted)
+            self.network.calibration.load_state_dict(fit_calibration(table))
 
     def _calibrating(self) -> bool:
         return self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
