@@ -99,7 +99,10 @@ def test_ages_that_rounding_moves_into_the_next_bin_have_its_interval(cards: Pat
     network = AGRNetwork(NetworkConfig(image_size=48))
     _save(network, here / "plain.ckpt")
     fit = network.calibration
-    fit.age_edges[:8] = torch.tensor(sorted(answer.age or 0.0 for answer in Predictor.load("plain.ckpt")(faces)))
+    ages = torch.tensor(sorted(answer.age or 0.0 for answer in Predictor.load("plain.ckpt")(faces)))
+    # Every other age lies just below its edge, so that some move whichever way rounding goes.
+    ages[1::2] = torch.nextafter(ages[1::2], torch.tensor(torch.inf))
+    fit.age_edges[:8] = ages
     fit.age_low[:] = -10.0 - torch.arange(10.0)
     fit.age_high[:] = 10.0
     _save(network, here / "edges.ckpt")
