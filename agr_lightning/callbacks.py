@@ -15,13 +15,19 @@ from agr_lightning.checkpoints import SHIPPED
 from agr_lightning.data.splits import write_split
 from agr_lightning.datamodule import PhotoBatch
 from agr_lightning.evaluation.results import make_results, summary
-from agr_lightning.files import atomic_json, atomic_write
+from agr_lightning.files import (
+    FIGURES_FOLDER,
+    PREDICTIONS_FILES,
+    RESULTS_FILE,
+    SPLITS_FOLDER,
+    atomic_json,
+    atomic_write,
+)
 from agr_lightning.inference.predict import Format, TableWriter, annotator, join_parts, say_result
 from agr_lightning.inference.predictor import answers
 from agr_lightning.models.network import Predictions
 from agr_lightning.module import AGRModule
 from agr_lightning.run_folder import BestCheckpoint, LastCheckpoint, run_folder
-from agr_lightning.runs import FIGURES_FOLDER, PREDICTIONS_FILES, RESULTS_FILE, SPLITS_FOLDER
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,11 +12,22 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from agr_lightning.files import Json, atomic_write, check_readable, user_path
+from agr_lightning.files import (
+    BEST,
+    CHECKPOINTS_FOLDER,
+    LAST,
+    ONNX_SUFFIX,
+    RUNS_FOLDER,
+    SAFETENSORS_SUFFIX,
+    Json,
+    atomic_write,
+    check_readable,
+    number_of,
+    user_path,
+)
 from agr_lightning.messages import UserError
 from agr_lightning.models.config import NetworkConfig
 from agr_lightning.models.network import AGRNetwork
-from agr_lightning.runs import BEST, CHECKPOINTS_FOLDER, LAST, ONNX_SUFFIX, RUNS_FOLDER, SAFETENSORS_SUFFIX, number_of
 
 # Where a file says what it holds, and the number of that layout.
 KEY, FORMAT = "agr_lightning", 2

@@ -14,10 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from agr_lightning.data.cache import cached_images, read_rows
 from agr_lightning.data.cards import draw_cards
 from agr_lightning.data.index import Index, build_index, fingerprints, shared_photos
-from agr_lightning.data.loading import Batch, EvalSampler, FaceDataset, LazyDataLoader, TrainSampler, balancing_weights
+from agr_lightning.data.loading import (
+    Batch,
+    EvalSampler,
+    FaceDataset,
+    LazyDataLoader,
+    TrainSampler,
+    balancing_weights,
+    cached_images,
+    read_rows,
+)
 from agr_lightning.data.splits import SPLITS, SplitName, SplitOptions, make_split, within_ages
 from agr_lightning.data.transforms import Augmentation, Preset, TransformSpec
 from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader, find_photos, photo_batches

@@ -13,8 +13,16 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from agr_lightning.files import atomic_text, atomic_write
-from agr_lightning.runs import BEST, CHECKPOINTS_FOLDER, CONFIG_FILE, LAST, RUNS_FOLDER, reserve_run
+from agr_lightning.files import (
+    BEST,
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    LAST,
+    RUNS_FOLDER,
+    atomic_text,
+    atomic_write,
+    reserve_run,
+)
 
 # Run folders of Trainers whose logger has none.
 _RESERVED: WeakKeyDictionary[lightning.Trainer, str] = WeakKeyDictionary()

@@ -20,11 +20,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from agr_lightning.callbacks import PredictionWriter, ResultsWriter, training_callbacks
 from agr_lightning.checkpoints import TrainedNetwork, load_trained
 from agr_lightning.datamodule import UTKFaceDataModule
-from agr_lightning.inference.photos import PhotoOptions
-from agr_lightning.messages import OneLineErrors, UserError
-from agr_lightning.module import AGRModule
-from agr_lightning.run_folder import AtomicCheckpointIO, BestCheckpoint, ConfigWriter, run_folder
-from agr_lightning.runs import (
+from agr_lightning.files import (
     BEST,
     CHECKPOINTS_FOLDER,
     CONFIG_FILE,
@@ -35,6 +31,10 @@ from agr_lightning.runs import (
     number_of,
     reserve_run,
 )
+from agr_lightning.inference.photos import PhotoOptions
+from agr_lightning.messages import OneLineErrors, UserError
+from agr_lightning.module import AGRModule
+from agr_lightning.run_folder import AtomicCheckpointIO, BestCheckpoint, ConfigWriter, run_folder
 
 _log = logging.getLogger(__name__)
 

@@ -16,9 +16,8 @@ from measure import in_turns, repeated, show
 from PIL import Image
 from torchvision.transforms import v2
 
-from agr_lightning.data.cache import cached_images
 from agr_lightning.data.index import build_index
-from agr_lightning.data.loading import Draw, FaceDataset
+from agr_lightning.data.loading import Draw, FaceDataset, cached_images
 from agr_lightning.data.transforms import Augmentation
 
 BATCH = 64

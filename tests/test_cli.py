@@ -306,7 +306,7 @@ def test_a_test_root_is_remembered(run: Run, here: Path) -> None:
 def test_runs_started_together_have_their_own_folders(here: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    from agr_lightning.runs import reserve_run
+    from agr_lightning.files import reserve_run
 
     with ThreadPoolExecutor(8) as pool:
         numbers = list(pool.map(lambda _: reserve_run(here), range(20)))

@@ -15,11 +15,10 @@ import pytest
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
-from agr_lightning.data.cache import cached_images, read_rows
 from agr_lightning.data.cards import draw_card, draw_cards
 from agr_lightning.data.images import read_rgb, resize
 from agr_lightning.data.index import Index, build_index, fingerprints
-from agr_lightning.data.loading import Batch, Draw, FaceDataset
+from agr_lightning.data.loading import Batch, Draw, FaceDataset, cached_images, read_rows
 from agr_lightning.data.splits import SPLITS
 from agr_lightning.data.transforms import Augmentation, Preset
 from agr_lightning.datamodule import PhotoBatch, UTKFaceDataModule
@@ -108,7 +107,7 @@ def test_a_killed_build_leaves_no_cache_and_two_at_once_agree(tmp_path: Path) ->
     for seed in range(40):
         save_noise(data / f"2{seed % 10}_0_1_{seed}.jpg", seed)
     code = (
-        "import sys, time, numpy, agr_lightning.data.cache as c; from agr_lightning.data.index import build_index\n"
+        "import sys, time, numpy, agr_lightning.data.loading as c; from agr_lightning.data.index import build_index\n"
         "load = c._load; c._load = lambda *a: time.sleep(0.05) or load(*a)\n"
         "index = build_index(sys.argv[1], sys.argv[2]); print('building', flush=True)\n"
         "print(int(numpy.load(c.cached_images(index, 64, sys.argv[2])).sum()))"
@@ -358,7 +357,7 @@ def test_age_range_is_kept_in_all_splits() -> None:
 def test_nothing_is_read_or_split_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     module = _module()
     before = module.samples("train")
-    for name in ("datamodule.build_index", "datamodule.make_split", "data.cache.read_rgb"):
+    for name in ("datamodule.build_index", "datamodule.make_split", "data.loading.read_rgb"):
         monkeypatch.setattr(f"agr_lightning.{name}", None)
     for stage in ("fit", "validate", "test"):
         module.prepare_data()

@@ -15,12 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from agr_lightning.evaluation.figures import as_errors, draw_panels
 from agr_lightning.evaluation.metric_table import RANKED, Metric
 from agr_lightning.evaluation.results import SMALLEST_GROUP
-from agr_lightning.files import atomic_text, atomic_write, user_path
+from agr_lightning.files import RESULTS_FILE, atomic_text, atomic_write, not_ours, read_results, run_name, user_path
 from agr_lightning.labels import TASKS
 from agr_lightning.messages import UserError
 from agr_lightning.models.config import NetworkConfig
 from agr_lightning.models.network import AGRNetwork
-from agr_lightning.runs import RESULTS_FILE, not_ours, read_results, run_name
 
 _BATCH = 32  # in which throughput is measured
 

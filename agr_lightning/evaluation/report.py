@@ -9,12 +9,12 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from agr_lightning import runs
+from agr_lightning import files
 from agr_lightning.evaluation.figures import CURVES_FIGURE
 from agr_lightning.evaluation.metric_table import BY_GROUP, HEADLINE, METRICS
 from agr_lightning.files import atomic_text
 
-_TEMPLATES = {runs.REPORT_FILE: "report.html", runs.CARD_FILE: "model_card.md"}
+_TEMPLATES = {files.REPORT_FILE: "report.html", files.CARD_FILE: "model_card.md"}
 
 # Of the trainer, the options that decide what is learned.
 _TRAINER = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "callbacks")
@@ -34,16 +34,16 @@ def report(run: str, no_faces: bool = False) -> str:
     Raises:
         UserError: when the run has no results of this version.
     """
-    folder, results = runs.read_results(run)
+    folder, results = files.read_results(run)
     try:
         checkpoint = str(results["checkpoint"])
-        exported = checkpoint in ("agr", "small") or checkpoint.endswith(runs.SAFETENSORS_SUFFIX)
+        exported = checkpoint in ("agr", "small") or checkpoint.endswith(files.SAFETENSORS_SUFFIX)
         trained = (folder / checkpoint).parent.parent.resolve() if checkpoint else folder
         # A run that only tested has options too, but no lists of images that it trained on.
-        lists = [] if exported else (trained / runs.SPLITS_FOLDER).glob("*.txt")
+        lists = [] if exported else (trained / files.SPLITS_FOLDER).glob("*.txt")
         images = {path.stem: path.read_bytes().count(b"\n") for path in lists}
         content = {
-            "name": runs.run_name(folder),
+            "name": files.run_name(folder),
             "results": results,
             "metrics": METRICS,
             "headline": HEADLINE,
@@ -52,13 +52,13 @@ def report(run: str, no_faces: bool = False) -> str:
             "trained_with": _options(trained) if images else _NO_OPTIONS,
             "images": images,
             "exported": exported,
-            "best": Path(checkpoint).stem == runs.BEST,
+            "best": Path(checkpoint).stem == files.BEST,
             "figures": _figures(folder, trained if images else folder),
             "faces": not no_faces,
         }
         texts = {file: _fill(template, content) for file, template in _TEMPLATES.items()}
     except (jinja2.UndefinedError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        raise runs.not_ours(folder / runs.RESULTS_FILE) from None
+        raise files.not_ours(folder / files.RESULTS_FILE) from None
     for file, text in texts.items():
         atomic_text(folder / file, text)
     return "\n".join(str(folder / file) for file in texts)
@@ -87,7 +87,7 @@ def _markdown(value: object) -> object:
 
 def _figures(folder: Path, trained: Path) -> dict[str, str]:
     """The figures of the run that was tested, and of the one that trained its checkpoint, as addresses with content."""
-    paths = [trained / runs.FIGURES_FOLDER / f"{CURVES_FIGURE}.png", *(folder / runs.FIGURES_FOLDER).glob("*.png")]
+    paths = [trained / files.FIGURES_FOLDER / f"{CURVES_FIGURE}.png", *(folder / files.FIGURES_FOLDER).glob("*.png")]
     found = {path.stem: base64.b64encode(path.read_bytes()).decode() for path in paths if path.is_file()}
     return {name: f"data:image/png;base64,{content}" for name, content in found.items()}
 
@@ -95,7 +95,7 @@ def _figures(folder: Path, trained: Path) -> dict[str, str]:
 def _options(folder: Path) -> dict[str, dict[str, str]]:
     """A run's options in words, of data, model and trainer; none where its config.yaml is missing or damaged."""
     try:
-        options = yaml.safe_load((folder / runs.CONFIG_FILE).read_text())
+        options = yaml.safe_load((folder / files.CONFIG_FILE).read_text())
         trainer = {name: options["trainer"].get(name) for name in _TRAINER}
         options["trainer"] = trainer | {"seed": options["seed_everything"]}
         found = {part: {name: _words(value) for name, value in options[part].items()} for part in _NO_OPTIONS}

@@ -17,12 +17,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from agr_lightning.files import atomic_write, user_path
+from agr_lightning.files import PREDICTIONS_FILES, RUNS_FOLDER, atomic_write, reserve_run, user_path
 from agr_lightning.inference.photos import COPY_COMMENT, Photo, PhotoOptions, PhotoReader, find_photos, photo_batches
 from agr_lightning.inference.predictor import OUTPUTS, Answer, Predictor
 from agr_lightning.labels import GENDERS, RACES
 from agr_lightning.messages import UserError
-from agr_lightning.runs import PREDICTIONS_FILES, RUNS_FOLDER, reserve_run
 
 _log = logging.getLogger(__name__)
 

@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agr_lightning.data.images import resize
-from agr_lightning.files import check_readable, user_path
+from agr_lightning.files import ONNX_SUFFIX, check_readable, user_path
 from agr_lightning.labels import CLASSES, ClassTask
 from agr_lightning.messages import UserError, needs
 from agr_lightning.models.config import NetworkConfig
-from agr_lightning.runs import ONNX_SUFFIX
 
 # What an engine returns, and an ONNX file has as outputs, of the tasks that the network has: years, float32 (faces,),
 # and probabilities, float32 (faces, classes).
