@@ -1,65 +1,58 @@
-"""What a module keeps in its checkpoints beside weights: what it is, what it has seen, and how it is resumed."""
+"""What surrounds the steps of a module: optimizer, learning-rate schedule, checkpoints, and how they are resumed."""
 
+import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import lightning
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from agr_lightning.checkpoints import KEY, TrainedNetwork, describe
+from agr_lightning.checkpoints import KEY, SEEN, Seen, TrainedNetwork, describe, join_seen, parse_trained
 from agr_lightning.messages import UserError
 from agr_lightning.models.losses import JointLoss
 from agr_lightning.models.network import AGRNetwork
-from agr_lightning.optimization import describe_schedule
+
+# Lightning's own type leaves torch's ReduceLROnPlateau out.
+LRSchedulerCallable = Callable[[torch.optim.Optimizer], LRScheduler]
 
 
-class CheckpointedModule(lightning.LightningModule):
-    """A module around an ``AGRNetwork`` whose checkpoints are those of a ``TrainedNetwork``.
+class BaseModule(lightning.LightningModule):
+    """A module around an ``AGRNetwork``, with the optimizer that its options name, and checkpoints that can be resumed.
 
     Attributes:
         network: of the subclass.
-        loss: likewise.
-        training_images: fingerprints of the images that its weights had learned from before this training began, int64
-            ``(n,)``; None where nobody knows.
-        validation_images: likewise, of those that chose and calibrated them.
+        loss: of the subclass.
+        seen: images that its weights had seen before this training began; None where nobody knows.
         loaded_from: what the weights were loaded from; empty for those of a training.
         checkpoint_epoch: of which the loaded weights are.
-        resumed_schedule: that of the run that is resumed, see ``optimization.check_resumed``.
     """
 
     network: AGRNetwork
     loss: JointLoss
 
-    def __init__(self) -> None:
+    def __init__(self, optimizer: OptimizerCallable | None, lr_scheduler: LRSchedulerCallable | None) -> None:
         super().__init__()
-        self.training_images: NDArray[np.int64] | None = np.empty(0, np.int64)
-        self.validation_images: NDArray[np.int64] | None = np.empty(0, np.int64)
+        self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
+        self.seen: Seen | None = dict.fromkeys(SEEN, np.empty(0, np.int64))
         self.loaded_from = ""
         self.checkpoint_epoch: int | None = None
-        self.resumed_schedule: dict[str, str | int] = {}
+        self._resumed_schedule: dict[str, str | int] = {}
 
     def take(self, trained: TrainedNetwork) -> None:
-        """Takes over a trained network of the same form, and what is known of its training.
-
-        Raises:
-            UserError: when it is a network of another form.
-        """
+        """Takes over a trained network, and what it has seen; raises UserError when it is one of another form."""
         try:
             self.network.load_state_dict(trained.state)
         except RuntimeError:
             held, asked = trained.config.to_dict(), self.network.config.to_dict()
             names = ", ".join(f"{name} {held[name]}, not {asked[name]}" for name in held if held[name] != asked[name])
             raise UserError(f"{trained.name} is another network than the options describe: {names}.") from None
-        self.training_images, self.validation_images = trained.training_images, trained.validation_images
-        self.loaded_from, self.checkpoint_epoch = trained.name, trained.epoch
-
-    def learn_from(self, trained: TrainedNetwork) -> None:
-        """Remembers what another network has seen from which this one learns."""
-        for name in ("training_images", "validation_images"):
-            own, theirs = getattr(self, name), getattr(trained, name)
-            setattr(self, name, None if own is None or theirs is None else np.union1d(own, theirs))
+        self.seen, self.loaded_from, self.checkpoint_epoch = trained.seen, trained.name, trained.epoch
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
@@ -69,42 +62,91 @@ class CheckpointedModule(lightning.LightningModule):
         module.loaded_from = str(checkpoint_path)
         return module
 
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW and one cycle, unless others are to be built; raises UserError for options that cannot work."""
+        options, trainer = self.hparams, self.trainer
+        # Lightning cannot clip gradients beside a fused optimizer.
+        adam = partial(torch.optim.AdamW, lr=2e-3, weight_decay=0.05, fused=trainer.gradient_clip_val is None)
+        optimizer = (self._optimizer or adam)(self._parameter_groups())
+        if self._lr_scheduler is not None:
+            schedule, interval = self._lr_scheduler(optimizer), options["lr_scheduler_interval"]
+            if isinstance(schedule, ReduceLROnPlateau) and interval == "step":
+                raise UserError("--model.lr_scheduler_interval step: ReduceLROnPlateau looks at val/loss, each epoch.")
+            # The monitored figure is for ReduceLROnPlateau; the others do not look at it.
+            plan = LRSchedulerConfigType(scheduler=schedule, interval=interval, monitor="val/loss")
+            return {"optimizer": optimizer, "lr_scheduler": plan}
+        steps = trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise UserError("the learning-rate schedule needs an end: --trainer.max_epochs or --trainer.max_steps.")
+        # Smith and Topin, "Super-Convergence", 2018: up for a quarter of the run, then down to almost nothing. In five
+        # steps at least, since OneCycleLR divides by zero where the way up is a single one.
+        peaks, total = [group["lr"] for group in optimizer.param_groups], max(int(steps), 5)
+        one_cycle = OneCycleLR(optimizer, peaks, total, pct_start=0.25, cycle_momentum=self._optimizer is None)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": one_cycle, "interval": "step"}}
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Weights and biases of the heads and of the backbone; biases and normalisation do not decay."""
+        options, own = self.hparams, set(self.network.backbone.parameters())
+        for name in ("learning_rate", "backbone_learning_rate"):
+            if options[name] is not None and not 0 < options[name] < math.inf:
+                raise UserError(f"--model.{name} {options[name]} must be above 0 and finite.")
+        rate, decay = options["learning_rate"], options["weight_decay"]
+        groups: list[dict[str, Any]] = []
+        for name, members, lr in (
+            ("heads", [parameter for parameter in self.parameters() if parameter not in own], rate),
+            ("backbone", list(self.network.backbone.parameters()), options["backbone_learning_rate"] or rate),
+        ):
+            chosen = {option: value for option, value in (("lr", lr), ("weight_decay", decay)) if value is not None}
+            groups.append({"name": name, "params": [p for p in members if p.ndim > 1], **chosen})
+            biases = [p for p in members if p.ndim <= 1]
+            groups.append({"name": f"{name}_biases", "params": biases, **chosen, "weight_decay": 0.0})
+        return groups
+
+    def _schedule(self) -> dict[str, str | int]:
+        """What a resumed run must share with the run that it resumes."""
+        if not self.trainer.optimizers:
+            return {}
+        schedule = self.trainer.lr_scheduler_configs[0].scheduler
+        kinds = {"--model.optimizer": type(self.trainer.optimizers[0]), "--model.lr_scheduler": type(schedule)}
+        names: dict[str, str | int] = {option: kind.__name__ for option, kind in kinds.items()}
+        return names | ({"training steps": schedule.total_steps} if isinstance(schedule, OneCycleLR) else {})
+
+    def check_resumed(self) -> None:
+        """Raises UserError where the run that begins has another schedule than the one that it resumes."""
+        for name, now in self._schedule().items():
+            if (then := self._resumed_schedule.get(name, now)) != now:
+                raise UserError(
+                    f"the checkpoint is of a run with {name} {then}, this one has {now}: resume it with its own "
+                    "--config RUN/config.yaml, or start a new run from its weights with --model.weights FILE."
+                )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data, seen = self.trainer.datamodule, self._seen_so_far()  # type: ignore[attr-defined]
         facts = describe(self.network.config, dict(getattr(data, "hparams", {})), checkpoint["epoch"])
-        seen = [None if images is None else torch.from_numpy(images) for images in self._seen_so_far()]
-        images = dict(zip(("training_images", "validation_images"), seen, strict=True))
-        checkpoint[KEY] = facts | images | {"schedule": describe_schedule(self.trainer)}
+        images = {name: torch.from_numpy(each) for name, each in (seen or {}).items()}
+        checkpoint[KEY] = facts | images | {"schedule": self._schedule()}
 
     def on_fit_end(self) -> None:
-        self.training_images, self.validation_images = self._seen_so_far()
+        self.seen = self._seen_so_far()
 
-    def _seen_so_far(self) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
-        """Training and validation images, those of the training that goes on among them."""
+    def _seen_so_far(self) -> Seen | None:
+        """What its weights have seen, the images of the training that goes on among it."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if self.training_images is None or not hasattr(data, "fingerprints"):
-            return None, None
-        validation = np.empty(0, np.int64) if self.validation_images is None else self.validation_images
-        splits = (self.training_images, "train"), (validation, "val")
-        return tuple(np.union1d(images, data.fingerprints(split)) for images, split in splits)  # type: ignore[return-value]
+        if not hasattr(data, "fingerprints"):
+            return None
+        return join_seen(self.seen, dict(zip(SEEN, map(data.fingerprints, ("train", "val")), strict=True)))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        facts, state = checkpoint.get(KEY), checkpoint["state_dict"]
-        if not isinstance(facts, dict):
-            raise UserError("the checkpoint was not written by this version of the project.")
         trainer = self._trainer  # there is none under load_from_checkpoint
         fitting = trainer is not None and trainer.state.fn == "fit"
-        file = "" if trainer is None or fitting else Path(str(trainer.ckpt_path)).name
-        if self.loaded_from and "hpc_ckpt_" in file:
+        if self.loaded_from and not fitting and "hpc_ckpt_" in Path(str(getattr(trainer, "ckpt_path", ""))).name:
             # Lightning takes what SLURM's requeueing left behind for the weights that a command names.
             checkpoint["state_dict"] = self.state_dict()
             return
-        training, validation = (facts.get(f"{name}_images") for name in ("training", "validation"))
-        self.training_images = None if training is None else training.numpy()
-        self.validation_images = None if validation is None else validation.numpy()
-        self.checkpoint_epoch = int(checkpoint["epoch"])
+        trained = parse_trained(checkpoint, "the checkpoint")
+        self.seen, self.checkpoint_epoch = trained.seen, trained.epoch
         if fitting:
-            self.resumed_schedule = facts.get("schedule", {})
-            state["loss.race_weights"] = self.loss.race_weights.clone()  # what the options say now
+            self._resumed_schedule = checkpoint[KEY].get("schedule", {})
+            checkpoint["state_dict"]["loss.race_weights"] = self.loss.race_weights.clone()  # what the options say now
         else:  # a callback that averages weights would put those of the last step in
             checkpoint.pop("callbacks", None)

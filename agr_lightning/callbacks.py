@@ -1,64 +1,172 @@
-"""What a run writes into its folder beside checkpoints: splits, results, figures, curves and predictions."""
+"""What a run writes into its folder: checkpoints, config.yaml, splits, results, figures, curves and predictions."""
 
+import io
 import logging
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
-import lightning
-from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import TensorBoardLogger
+import torch
+import yaml
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from agr_lightning.checkpoints import SHIPPED
 from agr_lightning.data.splits import write_split
 from agr_lightning.datamodule import PhotoBatch
 from agr_lightning.evaluation.results import make_results, summary
 from agr_lightning.files import (
+    BEST,
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
     FIGURES_FOLDER,
+    LAST,
     PREDICTIONS_FILES,
     RESULTS_FILE,
+    RUNS_FOLDER,
     SPLITS_FOLDER,
     atomic_json,
+    atomic_text,
     atomic_write,
+    reserve_run,
 )
 from agr_lightning.inference.predict import Format, TableWriter, annotator, join_parts, say_result
 from agr_lightning.inference.predictor import answers
 from agr_lightning.models.network import Predictions
 from agr_lightning.module import AGRModule
-from agr_lightning.run_folder import BestCheckpoint, LastCheckpoint, run_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _log = logging.getLogger(__name__)
 
+# Run folders of Trainers whose logger has none.
+_RESERVED: WeakKeyDictionary[Trainer, str] = WeakKeyDictionary()
 
-def training_callbacks(logger: bool = True) -> list[lightning.Callback]:
+
+def run_folder(trainer: Trainer) -> Path | None:
+    """Where a run's files go: the folder of its first logger; None without a logger and under fast_dev_run.
+
+    A logger that writes to no folder of its own, but to a database for example, leaves the run the next
+    ``lightning_logs/version_N``. To be called on all processes: they ask each other for the folder's name.
+    """
+    if trainer.logger is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return None
+    logger = trainer.loggers[0]
+    if isinstance(logger, TensorBoardLogger | CSVLogger):
+        folder = logger.log_dir
+    else:
+        if trainer not in _RESERVED and trainer.is_global_zero:
+            root = Path(trainer.default_root_dir)
+            _RESERVED[trainer] = str(root / RUNS_FOLDER / f"version_{reserve_run(root)}")
+        folder = _RESERVED.get(trainer, "")
+    path = Path(trainer.strategy.broadcast(folder))
+    if trainer.is_global_zero:
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def training_callbacks(logger: bool = True) -> list[Callback]:
     """What `fit` gives to its Trainer, for a Trainer of one's own.
 
     Args:
         logger: whether the Trainer has one, without which nothing but checkpoints is kept.
     """
-    kept: list[lightning.Callback] = [BestCheckpoint(), LastCheckpoint()]
+    # Two, since `save_last` of the first would save nothing after epochs that are not the best so far.
+    kept: list[Callback] = [
+        RunCheckpoint(monitor="val/loss", filename=BEST),
+        RunCheckpoint(filename=LAST, save_on_train_epoch_end=True),
+    ]
     return [*kept, LearningRateMonitor("step"), SplitWriter(), ResultsWriter(), CurveWriter()] if logger else kept
 
 
-class SplitWriter(lightning.Callback):
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints whole or not at all: a full disk leaves the one before."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Writes a checkpoint under its name when all of it is on the disk."""
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(Path(path)) as file:
+            file.write(content.getbuffer())
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """A checkpoint of one name in the run folder, the newest or the best by a monitored figure.
+
+    Args:
+        **options: of Lightning's ``ModelCheckpoint``.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(enable_version_counter=False, **options)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = run_folder(trainer)
+        if self.dirpath is None and folder is not None:
+            self.dirpath = str(folder / CHECKPOINTS_FOLDER)
+        super().setup(trainer, pl_module, stage)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the best so far, also of a run whose folder was moved, which Lightning forgets."""
+        score, here = state_dict["best_model_score"], str(Path(self.dirpath or "", f"{self.filename}.ckpt"))
+        if score is not None and Path(here).is_file():
+            found = {"dirpath": self.dirpath, "best_model_path": here, "kth_best_model_path": here}
+            super().load_state_dict(state_dict | found | {"best_k_models": {here: score}})
+
+
+class ConfigWriter(Callback):
+    """Writes ``config.yaml``, from which ``fit --config`` repeats the run; a run that is resumed keeps its own.
+
+    Args:
+        text: all options as YAML; None for those that module, data module and Trainer know of themselves.
+    """
+
+    def __init__(self, text: str | None = None) -> None:
+        self.text = text
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            self.on_fit_start(trainer, pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Here it is known whether a run is resumed.
+        folder, resumed = run_folder(trainer), trainer.state.fn == "fit" and trainer.ckpt_path is not None
+        if folder is None or not trainer.is_global_zero or (resumed and (folder / CONFIG_FILE).is_file()):
+            return
+        atomic_text(folder / CONFIG_FILE, self.text or _known_options(trainer, pl_module))
+
+
+def _known_options(trainer: Trainer, module: LightningModule) -> str:
+    options = {
+        "seed_everything": int(os.environ.get("PL_GLOBAL_SEED", 42)),
+        "trainer": {name: getattr(trainer, name) for name in ("max_epochs", "max_steps", "precision")},
+        "model": dict(module.hparams),
+        "data": dict(getattr(trainer.datamodule, "hparams", {})),  # type: ignore[attr-defined]
+    }
+    return yaml.safe_dump(options, sort_keys=False)
+
+
+class SplitWriter(Callback):
     """Writes ``splits/train.txt``, ``val.txt`` and ``test.txt`` when training starts."""
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = run_folder(trainer)
         if folder is not None and trainer.is_global_zero:
             data = trainer.datamodule  # type: ignore[attr-defined]
             write_split({split: data.samples(split) for split in ("train", "val", "test")}, folder / SPLITS_FOLDER)
 
 
-class CurveWriter(lightning.Callback):
+class CurveWriter(Callback):
     """Draws what a run has logged to TensorBoard when its training ends, earlier parts of a resumed run too."""
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = run_folder(trainer)
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if folder is None or not trainer.is_global_zero or not loggers:
@@ -71,7 +179,7 @@ class CurveWriter(lightning.Callback):
             _save_figures(trainer, folder, {CURVES_FIGURE: figure}, "fit")
 
 
-class ResultsWriter(lightning.Callback):
+class ResultsWriter(Callback):
     """Writes ``results.json`` and ``figures/`` after every test, shows both in TensorBoard, and logs a summary."""
 
     def __init__(self) -> None:
@@ -80,22 +188,19 @@ class ResultsWriter(lightning.Callback):
         self._started: float | None = None
         self._training_seconds: float | None = None
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._started = time.monotonic()
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = time.monotonic() - self._seconds_before
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._training_seconds = self._seconds()
-
-    def _seconds(self) -> float:
-        return self._seconds_before + (0 if self._started is None else time.monotonic() - self._started)
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._training_seconds = self.state_dict()["training_seconds"]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"training_seconds": self._seconds()}
+        return {"training_seconds": 0.0 if self._started is None else time.monotonic() - self._started}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._seconds_before = state_dict["training_seconds"]
 
-    def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, AGRModule)
         table = pl_module.table.compute()  # gathered from all processes, written by one
         folder = run_folder(trainer)
@@ -113,9 +218,8 @@ class ResultsWriter(lightning.Callback):
                 logger.log_hyperparams({**pl_module.hparams, **data.hparams}, final, trainer.global_step)
         _log.info(summary(results))
 
-    def _facts(self, trainer: lightning.Trainer, module: AGRModule, folder: Path) -> dict[str, Any]:
-        network = module.network
-        fitted = network.calibration
+    def _facts(self, trainer: Trainer, module: AGRModule, folder: Path) -> dict[str, Any]:
+        network, fitted = module.network, module.network.calibration
         checkpoint = str(trainer.ckpt_path or module.loaded_from)
         if checkpoint and checkpoint not in SHIPPED:
             checkpoint = os.path.relpath(checkpoint, folder)  # so that runs can be moved together
@@ -130,7 +234,7 @@ class ResultsWriter(lightning.Callback):
         }
 
 
-def _save_figures(trainer: lightning.Trainer, folder: Path, figures: "Mapping[str, Figure]", stage: str) -> None:
+def _save_figures(trainer: Trainer, folder: Path, figures: "Mapping[str, Figure]", stage: str) -> None:
     """Writes figures as PNG files, and shows them in TensorBoard."""
     (folder / FIGURES_FOLDER).mkdir(exist_ok=True)
     for name, figure in figures.items():
@@ -141,7 +245,7 @@ def _save_figures(trainer: lightning.Trainer, folder: Path, figures: "Mapping[st
                 logger.experiment.add_figure(f"{stage}/{name}", figure, trainer.global_step)
 
 
-class PredictionWriter(lightning.Callback):
+class PredictionWriter(Callback):
     """Writes ``predictions.csv``, or ``.jsonl``: at least one row for every input, in input order, as they are made.
 
     Args:
@@ -153,7 +257,7 @@ class PredictionWriter(lightning.Callback):
         self.format, self.annotate = format, annotate
         self._table: TableWriter | None = None
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Not on_predict_start, before which the first photos are read.
         folder = run_folder(trainer) if stage == "predict" else None
         if folder is None:
@@ -166,12 +270,12 @@ class PredictionWriter(lightning.Callback):
         self._table = TableWriter(self._part, "part", copies)
 
     def on_predict_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, *_: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
         if self._table is not None and isinstance(batch, PhotoBatch) and isinstance(outputs, Predictions):
             self._table.write(batch.photos, answers(outputs.arrays()))
 
-    def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._table is None:
             return
         self._part.close()
@@ -181,9 +285,7 @@ class PredictionWriter(lightning.Callback):
             counts = join_parts(self._parts, path, self.format)
             say_result(len(trainer.datamodule.photos_to_predict), counts, path)  # type: ignore[attr-defined]
 
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._table is not None:
             self._part.close()
             self._parts[trainer.global_rank].unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Trained networks in files: which one is meant, what it holds, and how it is written."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,12 @@ NETWORK_PREFIX = "network."
 _WEIGHTS = Path(__file__).parent / "weights"
 SHIPPED = {"agr": _WEIGHTS / f"agr{SAFETENSORS_SUFFIX}", "small": _WEIGHTS / f"agr_small{SAFETENSORS_SUFFIX}"}
 
-# What is kept of a training: the options of the data module that say for which images it was, and what was seen in it.
-_DATA, _IMAGES = ("age_min", "age_max", "synthetic"), ("training_images", "validation_images")
+# The options of the data module that say for which images a network was made.
+_DATA = ("age_min", "age_max", "synthetic")
+
+# Fingerprints, int64 (n,), of the images that weights have learned from, and of those that chose and calibrated them.
+SEEN = ("training_images", "validation_images")
+Seen = dict[str, NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,7 @@ class TrainedNetwork:
     Attributes:
         config: what the network is.
         state: of its ``AGRNetwork``, calibration included.
-        training_images: fingerprints of what it, its initial weights and its teachers learned from, int64 ``(n,)``.
-        validation_images: fingerprints of those that chose and calibrated them.
+        seen: images that it, its initial weights or its teachers have seen.
         data: the options of the data module that say for which images it was made: age_min, age_max, synthetic.
         epoch: of which the weights are, from 0.
         path: the file that it was read from.
@@ -60,8 +64,7 @@ class TrainedNetwork:
 
     config: NetworkConfig
     state: dict[str, Tensor]
-    training_images: NDArray[np.int64] | None
-    validation_images: NDArray[np.int64] | None
+    seen: Seen | None
     data: dict[str, int]
     epoch: int | None
     path: Path = Path()
@@ -94,6 +97,14 @@ class TrainedNetwork:
         options = {f"model.{name}": value for name, value in self.config.to_dict().items()}
         options["data.image_size"] = options.pop("model.image_size")
         return options | {f"data.{name}": self.data[name] for name in ("age_min", "age_max") if name in self.data}
+
+
+def join_seen(*networks: Seen | None) -> Seen | None:
+    """What several networks have seen together; None where that of one is not known."""
+    known = [seen for seen in networks if seen is not None]
+    if len(known) < len(networks):
+        return None
+    return {name: np.unique(np.concatenate([seen[name] for seen in known])) for name in SEEN}
 
 
 def describe(config: NetworkConfig, data: dict[str, Any], epoch: int | None) -> dict[str, Any]:
@@ -167,25 +178,27 @@ def read_weights(path: Path, option: str) -> tuple[dict[str, Tensor], TrainedNet
     state = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if content.get(KEY) is None:
         return state, None
-    trained = _trained_network(path, file, content, state)
+    trained = parse_trained(content | {"state_dict": state}, file, path)
     return trained.state, trained
 
 
-def _trained_network(path: Path, file: str, content: dict[str, Any], state: dict[str, Tensor]) -> TrainedNetwork:
-    facts = content[KEY]
-    written = facts.get("format") if isinstance(facts, dict) else facts
-    if written != FORMAT:
+def parse_trained(content: Mapping[str, Any], file: str, path: Path = Path()) -> TrainedNetwork:
+    """The network in what was read from ``path``; raises UserError, which begins with ``file``, where it is none."""
+    found, state = content.get(KEY), dict(content["state_dict"])
+    facts: dict[str, Any] = found if isinstance(found, dict) else {}
+    if facts.get("format") != FORMAT:
         raise UserError(
-            f"{file} is of another version of this project (its format is {str(written)[:20]}, this version reads "
-            f"{FORMAT}): install the version that wrote it, or train or export again."
+            f"{file} is of another version of this project (format {str(facts.get('format'))[:20]}, not {FORMAT}): "
+            "install the version that wrote it, or train or export again."
         )
-    images = [state.pop(name, facts.get(name)) for name in _IMAGES]
+    images = {name: state.pop(name, facts.get(name)) for name in SEEN}
     options = {"model": content.get("hyper_parameters", {}), "data": content.get("datamodule_hyper_parameters", {})}
-    data, epoch = facts.get("data"), facts.get("epoch")
+    data: Any = facts.get("data")
+    epoch = facts.get("epoch")
     try:
         config = NetworkConfig.from_dict(facts.get("network"))
         sound = [isinstance(epoch, int | None), *(isinstance(part, dict) for part in (data, *options.values()))]
-        sound += [each is None or (isinstance(each, Tensor) and each.dtype == torch.int64) for each in images]
+        sound += [each is None or (isinstance(each, Tensor) and each.dtype == torch.int64) for each in images.values()]
         if not all(sound) or not all(name in _DATA and type(value) is int for name, value in data.items()):
             raise UserError("what it says of its training is not what it should be.")
     except UserError as error:
@@ -196,9 +209,9 @@ def _trained_network(path: Path, file: str, content: dict[str, Any], state: dict
         for name, value in state.items()
         if name.startswith(prefix)
     }
-    training, validation = (None if each is None else each.numpy() for each in images)
+    seen = {name: each.numpy() for name, each in images.items() if each is not None}
     named = {f"{part}.{name}": value for part, values in options.items() for name, value in values.items()}
-    return TrainedNetwork(config, state, training, validation, data, epoch, path, named)
+    return TrainedNetwork(config, state, seen if len(seen) == len(SEEN) else None, data, epoch, path, named)
 
 
 def write_safetensors(path: Path, trained: TrainedNetwork) -> None:
@@ -206,11 +219,11 @@ def write_safetensors(path: Path, trained: TrainedNetwork) -> None:
 
     Raises UserError when nobody knows what it has learned from.
     """
-    if trained.training_images is None or trained.validation_images is None:
+    if trained.seen is None:
         raise UserError(f"{trained.name} does not say which images it has learned from: train with UTKFaceDataModule.")
     # Matrices alone: biases, statistics and calibration are few, and not all of them fit 16 bits.
     tensors = {name: (value.half() if value.ndim > 1 else value).contiguous() for name, value in trained.state.items()}
-    tensors |= {name: torch.from_numpy(getattr(trained, name)) for name in _IMAGES}
+    tensors |= {name: torch.from_numpy(images) for name, images in trained.seen.items()}
     content = save(tensors, {KEY: json.dumps(describe(trained.config, trained.data, trained.epoch))})
     with atomic_write(path) as file:
         file.write(content)

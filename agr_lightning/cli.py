@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from agr_lightning import __version__
-from agr_lightning.messages import OneLineErrors, UserError, console_logging, did_you_mean, one_line
+from agr_lightning.messages import PROGRAM, OneLineErrors, UserError, console_logging, did_you_mean, one_line
 
 # To add a command, write a function with typed arguments and a docstring, and name it here: its signature becomes its
 # options. Nothing is imported before the command is known. Those without a function are a Trainer's.
@@ -34,21 +34,19 @@ COMMANDS = {
     "app": ("a web page on this machine: drop photos, see faces and predictions", "agr_lightning.app:app"),
 }
 
-_PROGRAM = "python -m agr_lightning"
-
-_HELP = f"""usage: {_PROGRAM} COMMAND [options]
+_HELP = f"""usage: {PROGRAM} COMMAND [options]
 
 Age in years, gender and race from face images: train, measure and use one network.
 
 commands:
 {chr(10).join(f"  {name:10}{text}" for name, (text, _) in COMMANDS.items())}
 
-  {_PROGRAM} COMMAND --help    all options of a command
-  {_PROGRAM} COMMAND --debug   where an error comes from
-  {_PROGRAM} --version
+  {PROGRAM} COMMAND --help    all options of a command
+  {PROGRAM} COMMAND --debug   where an error comes from
+  {PROGRAM} --version
 
 start here, without any data:
-  {_PROGRAM} fit --config configs/quickstart.yaml
+  {PROGRAM} fit --config configs/quickstart.yaml
 """
 
 # Options of `predict` that need no Trainer, and so no Lightning.
@@ -126,7 +124,7 @@ def _call(command: str, function: Callable[..., Any], options: list[str]) -> Any
         count = next((i for i, word in enumerate(options) if word.startswith("-")), len(options))
         options = [json.dumps(options[:count]), *options[count:]] if count else options
     parser = type("Parser", (OneLineErrors, ArgumentParser), {})
-    return auto_cli(function, args=options, prog=f"{_PROGRAM} {command}", parser_class=parser, allow_abbrev=False)
+    return auto_cli(function, args=options, prog=f"{PROGRAM} {command}", parser_class=parser, allow_abbrev=False)
 
 
 def _needs_trainer(options: list[str]) -> bool:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from agr_lightning.checkpoints import SEEN
 from agr_lightning.data.cards import draw_cards
 from agr_lightning.data.index import Index, build_index, fingerprints, shared_photos
 from agr_lightning.data.loading import (
@@ -235,13 +236,13 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         module = None if self.trainer is None else self.trainer.lightning_module
         if split == "train" or module is None:
             return samples
-        kinds = ("training_images",) if split == "val" else ("training_images", "validation_images")
-        seen = [images for kind in kinds if (images := getattr(module, kind, None)) is not None]
-        if len(seen) < len(kinds):
+        seen = getattr(module, "seen", None)
+        if seen is None:
             _log.info(f"It is not known whether these weights have seen images of {split}.")
+            return samples
+        images = np.concatenate([seen[kind] for kind in (SEEN[:1] if split == "val" else SEEN)])
         everyone = self._indexes[split].samples
-        is_seen = np.isin(fingerprints(everyone["name"]), np.concatenate([np.empty(0, np.int64), *seen]))
-        groups = everyone["group"][is_seen]
+        groups = everyone["group"][np.isin(fingerprints(everyone["name"]), images)]
         unseen = samples[~samples["group"].isin(groups)].reset_index(drop=True)
         left_out = len(samples) - len(unseen)
         if left_out:

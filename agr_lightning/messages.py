@@ -3,10 +3,13 @@
 import contextlib
 import difflib
 import logging
+import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
+
+PROGRAM = "python -m agr_lightning"
 
 
 class UserError(Exception):
@@ -36,40 +39,22 @@ def one_line(text: object, limit: int = 300) -> str:
 
 
 class OneLineErrors:
-    """For parsers of jsonargparse: names the option that was meant for an unknown one; the rest is the library's."""
+    """For parsers of jsonargparse: its errors in one line, with the option that was meant for an unknown one."""
 
-    given: Sequence[str] = ()
     get_defaults: Callable[..., Any]
-
-    def parse_args(self, args: Sequence[str], *more: Any, **named: Any) -> Any:
-        """Remembers what was given."""
-        self.given = args
-        return super().parse_args(args, *more, **named)  # type: ignore[misc]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints one line to stderr and exits with code 2."""
-        known = [
-            f"--{name}" for name in ("config", "help", "print_config", *self.get_defaults(skip_validation=True).keys())
-        ]
-        for option in (word.split("=")[0].removesuffix("+") for word in self.given if word.startswith("--")):
-            if not any(
-                option == each or each.startswith(f"{option}.") or option.startswith(f"{each}.") for each in known
-            ):
-                message = f"no option is called '{option}'{did_you_mean(option, known)}; --help lists them all."
-                break
+        unknown = re.match("unrecognized arguments: (--[^ =+]+)", message)
+        if unknown:
+            known = ["--config", *(f"--{name}" for name in self.get_defaults(skip_validation=True).keys())]  # noqa: SIM118
+            message = f"no option is called '{unknown[1]}'{did_you_mean(unknown[1], known)}; --help lists them all."
         print(f"error: {one_line(message, 600)}", file=sys.stderr)
         raise SystemExit(2)
 
 
 # How what Lightning logs on every run begins, and what it warns of where nothing is wrong or to be done.
-_ROUTINE = (
-    "GPU available",
-    "TPU available",
-    "💡 Tip",
-    "Loading `train_dataloader`",
-    "Restor",
-    "Loaded model",
-)
+_ROUTINE = ("GPU available", "TPU available", "💡 Tip", "Loading `train_dataloader`", "Restor", "Loaded model")
 _HARMLESS = (
     ".*(LeafSpec|does not have many workers|recommended to use `Trainer.devices=1|callbacks used to create the "
     "checkpoint|Grad strides do not match|ended before the epoch ended|exists and is not empty|smaller than the "
@@ -89,15 +74,12 @@ class _Console(logging.Handler):
             tqdm.write(prefix + record.getMessage(), file=sys.stdout)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(_ROUTINE)
-
-
 @contextlib.contextmanager
 def console_logging() -> Iterator[None]:
     """Shows what the project logs while the block runs, and hides what Lightning repeats on every run."""
     ours, console = logging.getLogger("agr_lightning"), _Console()
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    lightning = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    lightning.addFilter(lambda record: not record.getMessage().startswith(_ROUTINE))
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     ours.addHandler(console)
     ours.setLevel(logging.INFO)

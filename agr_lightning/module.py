@@ -1,4 +1,4 @@
-"""AGRModule: the network, its losses, metrics and optimizer, around one step for all stages."""
+"""AGRModule: the network, its losses and metrics, around one step for all stages."""
 
 import logging
 from collections.abc import Callable
@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from agr_lightning.base_module import CheckpointedModule
-from agr_lightning.checkpoints import find_checkpoint, read_weights
+from agr_lightning.base_module import BaseModule, LRSchedulerCallable
+from agr_lightning.checkpoints import find_checkpoint, join_seen, read_weights
 from agr_lightning.data.loading import Batch
 from agr_lightning.distillation import Distillation
 from agr_lightning.labels import MISSING, RACES, TASKS, Task
@@ -25,14 +24,13 @@ from agr_lightning.models.config import AgeLossName, AgeReadout, NetworkConfig
 from agr_lightning.models.initial_weights import load_pretrained, load_state
 from agr_lightning.models.losses import JointLoss, LossWeights, Weighting, balanced_weights
 from agr_lightning.models.network import AGRNetwork, Predictions
-from agr_lightning.optimization import LRSchedulerCallable, check_resumed, configure
 
 _log = logging.getLogger(__name__)
 
 Stage = Literal["train", "val", "test"]
 
 
-class AGRModule(CheckpointedModule):
+class AGRModule(BaseModule):
     """One network for age, gender and race.
 
     Example:
@@ -102,7 +100,7 @@ class AGRModule(CheckpointedModule):
         lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
         compile: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, lr_scheduler)
         if isinstance(loss_weights, dict):  # as a checkpoint stores them
             loss_weights = LossWeights(**loss_weights)
         # Plain values only, so that a checkpoint loads without running code.
@@ -110,7 +108,6 @@ class AGRModule(CheckpointedModule):
         self.save_hyperparameters({"loss_weights": asdict(loss_weights)})
         if pretrained and weights:
             raise UserError(f"--model.pretrained true and --model.weights {weights} exclude each other.")
-        self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
         self.configure_network()
         self.configure_losses(loss_weights)
         self.configure_metrics()
@@ -127,7 +124,7 @@ class AGRModule(CheckpointedModule):
             state, trained = read_weights(path, "--model.weights")
             _log.info(load_state(self.network, state, f"--model.weights {options['weights']}"))
             if trained is not None:
-                self.learn_from(trained)
+                self.seen = trained.seen
         elif options["pretrained"]:
             _log.info(load_pretrained(self.network))
 
@@ -218,8 +215,7 @@ class AGRModule(CheckpointedModule):
             self.distillation = Distillation.load(
                 self.hparams["teachers"], self.tasks, self.hparams["distillation_weight"]
             )
-            for teacher in self.distillation.trained:
-                self.learn_from(teacher)
+            self.seen = join_seen(self.seen, *(teacher.seen for teacher in self.distillation.trained))
             _log.info(f"learns from {', '.join(self.hparams['teachers'])} beside the labels")
         if "race" in self.tasks and self.trainer.datamodule is not None:  # type: ignore[attr-defined]
             races = self.trainer.datamodule.samples("train")["race"].to_numpy()  # type: ignore[attr-defined]
@@ -236,7 +232,7 @@ class AGRModule(CheckpointedModule):
         if any(isinstance(each, BatchSizeFinder | LearningRateFinder) for each in self.trainer.callbacks):  # type: ignore[attr-defined]
             self.trainer.strategy.setup_optimizers(self.trainer)  # for what they have found
         elif self.trainer.ckpt_path:
-            check_resumed(self.resumed_schedule, self.trainer)
+            self.check_resumed()
         elif options["freeze_epochs"] and not (options["pretrained"] or options["weights"]):
             raise UserError(
                 f"--model.freeze_epochs {options['freeze_epochs']} would freeze random weights: "
@@ -282,6 +278,3 @@ class AGRModule(CheckpointedModule):
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        return configure(self, self.network.backbone, self._optimizer, self._lr_scheduler)

@@ -17,12 +17,19 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from agr_lightning.callbacks import PredictionWriter, ResultsWriter, training_callbacks
+from agr_lightning.callbacks import (
+    AtomicCheckpointIO,
+    ConfigWriter,
+    PredictionWriter,
+    ResultsWriter,
+    RunCheckpoint,
+    run_folder,
+    training_callbacks,
+)
 from agr_lightning.checkpoints import TrainedNetwork, load_trained
 from agr_lightning.datamodule import UTKFaceDataModule
 from agr_lightning.files import (
     BEST,
-    CHECKPOINTS_FOLDER,
     CONFIG_FILE,
     LAST,
     RESULTS_FILE,
@@ -32,14 +39,12 @@ from agr_lightning.files import (
     reserve_run,
 )
 from agr_lightning.inference.photos import PhotoOptions
-from agr_lightning.messages import OneLineErrors, UserError
+from agr_lightning.messages import PROGRAM, OneLineErrors, UserError
 from agr_lightning.module import AGRModule
-from agr_lightning.run_folder import AtomicCheckpointIO, BestCheckpoint, ConfigWriter, run_folder
 
 _log = logging.getLogger(__name__)
 
-# What commands begin with, for users to type: what `uv run` started is not on the path without it.
-PROGRAM = "python -m agr_lightning"
+# What commands that users are to type begin with, where `uv run` started this one.
 _UV = "uv run " if "UV_RUN_RECURSION_DEPTH" in os.environ else ""
 
 _CKPT_PATH = (
@@ -57,17 +62,14 @@ _QUICKSTART = next((folder / "quickstart.yaml" for folder in _CONFIGS if folder.
 _NOT_OF_CHECKPOINTS = ("data.cache_dir", "data.predict_path", "data.num_workers", "model.weights", "model.pretrained")
 
 
-class AGRArgumentParser(OneLineErrors, LightningArgumentParser):  # type: ignore[misc]
+class AGRArgumentParser(OneLineErrors, LightningArgumentParser):
     """LightningCLI's parser, with errors in one line."""
 
     def parse_path(self, cfg_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
         """Reads a file of options; one whose aliases could refer to themselves, or grow without end, is refused."""
-        try:
-            with Path(cfg_path).open("rb") as file:
-                if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(file)):
-                    self.error(f"--config {cfg_path}: YAML aliases (*name) are not supported; write the options out.")
-        except yaml.YAMLError as error:
-            self.error(f"--config {cfg_path}: not valid YAML: {error}")
+        with Path(cfg_path).open("rb") as file:
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(file)):
+                self.error(f"--config {cfg_path}: YAML aliases (*name) are not supported; write the options out.")
         found: Namespace = super().parse_path(cfg_path, *args, **kwargs)
         return found
 
@@ -92,7 +94,7 @@ class AGRCommandLine(LightningCLI):
             # Keeps hyperparameters as the constructors get them: plain values.
             load_from_checkpoint_support=False,
             auto_configure_optimizers=False,
-            trainer_defaults={"max_epochs": 20, "log_every_n_steps": 10, "use_distributed_sampler": False},
+            trainer_defaults={"max_epochs": 20, "use_distributed_sampler": False},
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -123,6 +125,8 @@ class AGRCommandLine(LightningCLI):
         self.config = parser.parse_args(args)
         if self.trained is not None:
             self.config.ckpt_path = self.trained.name
+            if self.command == "fit":  # the checkpoint's weights replace the initial ones, which may be gone
+                self.config.model.weights, self.config.model.pretrained = None, False
 
     def _options_of(self, trained: TrainedNetwork, parser: LightningArgumentParser) -> dict[str, Any]:
         """What a checkpoint was trained with, as defaults of the options; its own split first of all."""
@@ -141,15 +145,6 @@ class AGRCommandLine(LightningCLI):
         known = parser.get_defaults(skip_validation=True)
         return {name: value for name, value in stored.items() if name in known}
 
-    def instantiate_classes(self) -> None:
-        whole = self.config
-        if self.command == "fit" and self.trained is not None:
-            # The checkpoint's weights replace the initial ones, which may be gone.
-            self.config = whole.clone()
-            self.config["model.weights"], self.config["model.pretrained"] = None, False
-        super().instantiate_classes()
-        self.config = whole
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what a run folder needs: its logger, its callbacks, and checkpoints that are whole."""
         options = self.config_init.trainer
@@ -161,8 +156,6 @@ class AGRCommandLine(LightningCLI):
             kwargs["logger"] = self._logger()
         if keeps:
             callbacks += self._callbacks(bool(kwargs.get("logger", options.logger)))
-        if options.barebones:  # which refuses what is on by default here
-            kwargs["log_every_n_steps"] = None
         if options.enable_checkpointing is False or not keeps:
             callbacks = [each for each in callbacks if not isinstance(each, ModelCheckpoint)]
         plugins = options.plugins if isinstance(options.plugins, list) else [options.plugins] if options.plugins else []
@@ -225,9 +218,9 @@ def run(command: str, options: Sequence[str], description: str = "", model_class
 
 def _test_best(cli: AGRCommandLine) -> str:
     """Tests the best checkpoint of a training, where there is one, and returns its path."""
-    kept = [each for each in cli.trainer.checkpoint_callbacks if isinstance(each, BestCheckpoint)]
-    path = str(kept[0].best_model_path) if kept else ""
-    if cli.config.test_after_fit and kept:
+    kept = _checkpoint(cli.trainer, BEST)
+    path = "" if kept is None else kept.best_model_path
+    if cli.config.test_after_fit and kept is not None:
         if not path:
             _log.info(f"No {BEST}.ckpt, since nothing was validated: so nothing is tested either.")
         elif cli.datamodule.samples("test").empty:
@@ -253,12 +246,15 @@ def _log_places(trainer: Trainer, checkpoint: str) -> None:
 
 
 def _log_how_to_resume(trainer: Trainer) -> None:
-    # Not run_folder, which asks the other processes: they may be gone.
-    folder = Path(getattr(trainer.logger, "log_dir", None) or ".")
-    last = folder / CHECKPOINTS_FOLDER / f"{LAST}.ckpt"
-    if last.is_file():
-        config = _typed(folder / CONFIG_FILE)
-        _log.info(f"Resume       {_UV}{PROGRAM} fit --config {config} --ckpt_path {_typed(last)}")
+    # By the checkpoint and not by run_folder, which asks the other processes: they may be gone.
+    kept = _checkpoint(trainer, LAST)
+    if kept is not None and Path(kept.best_model_path).is_file():
+        config = _typed(Path(kept.best_model_path).parents[1] / CONFIG_FILE)
+        _log.info(f"Resume       {_UV}{PROGRAM} fit --config {config} --ckpt_path {_typed(kept.best_model_path)}")
+
+
+def _checkpoint(trainer: Trainer, name: str) -> RunCheckpoint | None:
+    return next((e for e in trainer.checkpoint_callbacks if isinstance(e, RunCheckpoint) and e.filename == name), None)
 
 
 def _typed(path: str | Path) -> str:

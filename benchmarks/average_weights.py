@@ -10,11 +10,10 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from agr_lightning.checkpoints import KEY, TrainedNetwork, describe, load_trained
+from agr_lightning.checkpoints import KEY, describe, join_seen, load_trained
 
 
 def main() -> None:
@@ -31,18 +30,14 @@ def main() -> None:
         name: torch.stack([network.state[name].float() for network in networks]).mean(0).to(value.dtype)
         for name, value in first.state.items()
     }
-    seen = {name: torch.from_numpy(_union(networks, name)) for name in ("training_images", "validation_images")}
+    seen = join_seen(*(network.seen for network in networks))
+    if seen is None:
+        parser.error("one of the files does not say which images it has seen")
     facts = {KEY: json.dumps(describe(first.config, first.data, None))}
-    save_file({name: value.contiguous() for name, value in (state | seen).items()}, chosen.output, facts)
+    tensors = state | {name: torch.from_numpy(images) for name, images in seen.items()}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, chosen.output, facts)
     size = Path(chosen.output).stat().st_size / 1e6
     print(f"| file | MB | mean of |\n|---|---|---|\n| {chosen.output} | {size:.1f} | {len(networks)} networks |")
-
-
-def _union(networks: list[TrainedNetwork], name: str) -> np.ndarray:  # type: ignore[type-arg]
-    images = [getattr(network, name) for network in networks]
-    if any(image is None for image in images):
-        raise SystemExit("error: one of the files does not say which images it has seen")
-    return np.unique(np.concatenate(images))
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ def unseen(
     samples = index.samples[index.samples["race"] != MISSING]
     names = fingerprints(samples["name"])
     for trained in map(load_trained, checkpoints):
-        assert trained.training_images is not None and trained.validation_images is not None, trained.name
-        seen = np.isin(names, np.concatenate((trained.training_images, trained.validation_images)))
+        assert trained.seen is not None, trained.name
+        seen = np.isin(names, np.concatenate([*trained.seen.values()]))
         keep = ~samples["group"].isin(samples.loc[seen, "group"]).to_numpy()
         samples, names = samples[keep], names[keep]
     samples = samples.iloc[np.random.default_rng(0).permutation(len(samples))[:count]]

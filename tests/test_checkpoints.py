@@ -40,16 +40,15 @@ IMAGES = torch.randint(0, 256, (4, 3, 48, 48), dtype=torch.uint8, generator=torc
 def _trained(**options: Any) -> TrainedNetwork:
     torch.manual_seed(0)
     config = NetworkConfig(**{"image_size": 48, "backbone": "agr_cnn_small", **options})
-    return TrainedNetwork(config, AGRNetwork(config).state_dict(), np.array([3, -1, 7]), np.array([5]), DATA, 4)
+    seen = {"training_images": np.array([3, -1, 7]), "validation_images": np.array([5])}
+    return TrainedNetwork(config, AGRNetwork(config).state_dict(), seen, DATA, 4)
 
 
 def _save_checkpoint(path: Path, trained: TrainedNetwork, **facts: Any) -> Path:
     """As a Trainer writes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     about = describe(trained.config, trained.data, trained.epoch)
-    for name in ("training_images", "validation_images"):
-        images = getattr(trained, name)
-        about[name] = None if images is None else torch.from_numpy(images)
+    about |= {name: torch.from_numpy(images) for name, images in (trained.seen or {}).items()}
     state = {f"network.{name}": value for name, value in trained.state.items()}
     options = {"hyper_parameters": {"dropout": 0.3}, "datamodule_hyper_parameters": {"synthetic": 1200}}
     torch.save({"state_dict": {**state, "loss.race_weights": torch.ones(5)}, KEY: about | facts, **options}, path)
@@ -57,7 +56,7 @@ def _save_checkpoint(path: Path, trained: TrainedNetwork, **facts: Any) -> Path:
 
 
 def _same(one: TrainedNetwork, other: TrainedNetwork) -> bool:
-    facts = [(t.config, t.data, t.epoch, t.training_images, t.validation_images) for t in (one, other)]
+    facts = [(t.config, t.data, t.epoch, t.seen) for t in (one, other)]
     return str(facts[0]) == str(facts[1])
 
 
@@ -94,9 +93,9 @@ def test_a_checkpoint_is_read_with_its_options(tmp_path: Path) -> None:
 
 
 def test_a_training_without_our_data_module_does_not_know_its_images(tmp_path: Path) -> None:
-    trained = replace(_trained(), training_images=None, validation_images=None, data={})
+    trained = replace(_trained(), seen=None, data={})
     found = load_trained(str(_save_checkpoint(tmp_path / "net.ckpt", trained)))
-    assert found.training_images is None and found.validation_images is None and found.data == {}
+    assert found.seen is None and found.data == {}
     with pytest.raises(UserError, match=r"net\.ckpt does not say which images it has learned from"):
         write_safetensors(tmp_path / "net.safetensors", found)
     assert not (tmp_path / "net.safetensors").exists()
@@ -130,7 +129,7 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
     (tmp_path / "empty.safetensors").touch()
     for name, message in (
         ("plain", "holds weights, but does not say of what"),
-        ("newer", r"is of another version of this project \(its format is 99, this version reads 2\)"),
+        ("newer", r"is of another version of this project \(format 99, not 2\)"),
         ("nested", "is no checkpoint or safetensors file, or is damaged or cut short"),
         ("cut", "is no checkpoint or safetensors file, or is damaged or cut short"),
         ("empty", "is no checkpoint or safetensors file, or is damaged or cut short"),
@@ -249,7 +248,7 @@ def test_the_shipped_weights_are_complete_and_small(name: str) -> None:
     assert SHIPPED["small"].stat().st_size < 3e6
     trained = load_trained(name)
     assert trained.name == name and trained.exported and trained.config.tasks == TASKS
-    assert trained.training_images is not None and len(trained.training_images) > 10_000
+    assert trained.seen is not None and len(trained.seen["training_images"]) > 10_000
     predictions = trained.network().predict(torch.zeros(1, 3, 96, 96, dtype=torch.uint8)).arrays()
     assert set(predictions) == {"age", "age_low", "age_high", "gender", "race"}
     assert all(np.isfinite(values).all() for values in predictions.values())
@@ -324,8 +323,7 @@ def test_a_checkpoint_knows_what_its_run_has_seen(exported: Path, trained: Path)
 
     for found in (load_trained(str(trained / "checkpoints" / "best.ckpt")), load_trained(str(exported))):
         assert found.config == NetworkConfig(image_size=48) and found.data == DATA
-        for split, images in (("train", found.training_images), ("val", found.validation_images)):
-            assert images is not None
+        for split, images in zip(("train", "val"), (found.seen or {}).values(), strict=True):
             assert set(images) == set(fingerprints((trained / "splits" / f"{split}.txt").read_text().split()))
     assert exported.stat().st_size < 0.2 * (trained / "checkpoints" / "best.ckpt").stat().st_size
     content = exported.read_bytes()
@@ -359,8 +357,8 @@ def test_what_was_seen_stays_known_through_further_training(exported: Path, here
 
     def seen(path: Path) -> set[int]:
         found = load_trained(str(path))
-        assert found.training_images is not None and found.validation_images is not None
-        return set(found.training_images.tolist()) | set(found.validation_images.tolist())
+        assert found.seen is not None
+        return set(np.concatenate([*found.seen.values()]).tolist())
 
     first = seen(exported)
     options = ("--data.synthetic", "1200", "--data.seed", "3", "--data.image_size", "48", "--data.num_workers", "0")

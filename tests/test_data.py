@@ -15,6 +15,7 @@ import pytest
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
+from agr_lightning.checkpoints import SEEN, Seen
 from agr_lightning.data.cards import draw_card, draw_cards
 from agr_lightning.data.images import read_rgb, resize
 from agr_lightning.data.index import Index, build_index, fingerprints
@@ -368,12 +369,9 @@ def test_nothing_is_read_or_split_twice(monkeypatch: pytest.MonkeyPatch) -> None
 class _Weights(lightning.LightningModule):
     """A module that has seen the images of these names."""
 
-    training_images: np.ndarray | None
-    validation_images: np.ndarray | None
-
     def __init__(self, training: list[str], validation: list[str]) -> None:
         super().__init__()
-        self.training_images, self.validation_images = fingerprints(training), fingerprints(validation)
+        self.seen: Seen | None = dict(zip(SEEN, map(fingerprints, (training, validation)), strict=True))
         self.shown: list[int] = []
 
     def validation_step(self, batch: tuple[torch.Tensor, ...], batch_idx: int) -> None:
@@ -403,8 +401,8 @@ def test_nothing_is_measured_on_what_the_weights_have_seen(caplog: pytest.LogCap
     # Weights are known when loaders are made, and other weights have seen other images.
     assert _evaluate(_Weights([], []), data, "test") == test
     assert "It is not known" not in caplog.text
-    module.training_images = None
-    assert _evaluate(module, data, "test") == [*test[:3], *test[4:]]
+    module.seen = None
+    assert _evaluate(module, data, "test") == test
     assert "It is not known whether these weights have seen images of test" in caplog.text
     with pytest.raises(UserError, match="have seen all images for test"):
         _evaluate(_Weights(test, []), data, "test")

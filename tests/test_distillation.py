@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from agr_lightning.checkpoints import KEY, TrainedNetwork, describe, load_trained, write_safetensors
+from agr_lightning.checkpoints import KEY, SEEN, TrainedNetwork, describe, load_trained, write_safetensors
 from agr_lightning.distillation import Distillation
 from agr_lightning.labels import Task
 from agr_lightning.messages import UserError
@@ -106,9 +106,8 @@ def test_weights_that_cannot_be(weight: float) -> None:
 
 def _teacher(path: Path, tasks: tuple[Task, ...], *images: list[int]) -> str:
     network = _network(tasks=tasks)
-    training, validation = (np.array(each, np.int64) for each in images)
-    facts = {"training_images": training, "validation_images": validation, "data": {}, "epoch": 0}
-    write_safetensors(path, TrainedNetwork(network.config, network.state_dict(), **facts))  # type: ignore[arg-type]
+    seen = {name: np.array(each, np.int64) for name, each in zip(SEEN, images, strict=True)}
+    write_safetensors(path, TrainedNetwork(network.config, network.state_dict(), seen, {}, 0))
     return str(path)
 
 
@@ -119,11 +118,11 @@ def test_teachers_are_read_with_what_they_have_seen(here: Path, images: torch.Te
     ]
     distillation = Distillation.load(teachers, ("age", "gender"), 0.3)
     assert distillation.weight == 0.3
-    assert [teacher.training_images is not None for teacher in distillation.trained] == [True, True]
+    assert [teacher.seen is not None for teacher in distillation.trained] == [True, True]
     # One that does not say what it has seen.
     state = {f"network.{name}": value for name, value in _network().state_dict().items()}
     torch.save({"state_dict": state, KEY: describe(NetworkConfig(image_size=32), {}, 0)}, here / "c.ckpt")
-    assert Distillation.load([*teachers, "c.ckpt"], ("age", "gender"), 0.3).trained[2].training_images is None
+    assert Distillation.load([*teachers, "c.ckpt"], ("age", "gender"), 0.3).trained[2].seen is None
     student = _network().eval()
     assert set(distillation.losses(images, student(images), student)) == {"age", "gender", "race"}
     for named, tasks, message in (
@@ -167,8 +166,8 @@ def test_nothing_is_tested_on_what_a_teacher_has_seen(trained: Path, here: Path,
 
     def seen(path: Path) -> set[int]:
         found = load_trained(str(path))
-        assert found.training_images is not None and found.validation_images is not None
-        return set(found.training_images.tolist()) | set(found.validation_images.tolist())
+        assert found.seen is not None
+        return set(np.concatenate([*found.seen.values()]).tolist())
 
     copy_run(trained, here)
     assert run("export", "--ckpt_path", "best", "--output", "teacher.safetensors")[0] == 0

@@ -519,7 +519,7 @@ def test_found_faces_are_as_good_as_the_crops(utkface: Path) -> None:
     from agr_lightning.data.index import fingerprints
 
     shipped = load_trained()
-    seen = np.concatenate([shipped.training_images, shipped.validation_images])
+    seen = np.concatenate([*shipped.seen.values()])
     files = sorted(utkface.rglob("*.jpg"))
     files = np.array(files)[~np.isin(fingerprints([file.name for file in files]), seen)].tolist()
     random = np.random.default_rng(0)

@@ -14,11 +14,10 @@ import yaml
 from torch.utils.data import DataLoader, TensorDataset
 
 from agr_lightning import AGRModule, Predictor, UTKFaceDataModule
-from agr_lightning.callbacks import PredictionWriter, ResultsWriter, training_callbacks
+from agr_lightning.callbacks import ConfigWriter, PredictionWriter, ResultsWriter, training_callbacks
 from agr_lightning.checkpoints import load_trained
 from agr_lightning.data.images import read_rgb
 from agr_lightning.messages import UserError
-from agr_lightning.run_folder import ConfigWriter
 from tests.conftest import FAST
 
 Run = Callable[..., tuple[int, str, str]]
@@ -82,7 +81,7 @@ def test_what_initial_weights_and_teachers_have_seen_is_left_out_of_tests(here: 
         trainer = _trainer(max_steps=1)
         trainer.fit(AGRModule(image_size=32, **options), data)  # type: ignore[arg-type]
         names = set(data.fingerprints("test").tolist())
-        assert seen.training_images is not None and not names & set(seen.training_images.tolist())
+        assert seen.seen is not None and not names & set(seen.seen["training_images"].tolist())
 
 
 def test_a_trainer_tests_on_what_the_weights_have_not_seen(run: Run, here: Path, trained: Path) -> None:
