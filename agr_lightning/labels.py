@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from agr_lightning.messages import UserError
-
 Task = Literal["age", "gender", "race"]
 TASKS: tuple[Task, ...] = ("age", "gender", "race")
 
@@ -52,15 +50,6 @@ class Label:
 def age_band(age: float) -> int:
     """Index into ``AGE_BANDS`` of the band that holds ``age`` (years)."""
     return sum(age >= start for start in _BAND_STARTS[1:])
-
-
-def check_tasks(tasks: list[Task]) -> tuple[Task, ...]:
-    """Returns ``tasks`` in the order of ``TASKS``; raises UserError when empty or repeated."""
-    if not tasks or len(set(tasks)) != len(tasks):
-        raise UserError(
-            f"--model.tasks {list(tasks)} must name at least one task, each once: any of {', '.join(TASKS)}."
-        )
-    return tuple(task for task in TASKS if task in tasks)
 
 
 def parse_name(name: str) -> Label:

@@ -2,8 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agr_lightning.labels import AGE_BANDS, MISSING, Label, LabelError, age_band, check_tasks, parse_name
-from agr_lightning.messages import UserError
+from agr_lightning.labels import AGE_BANDS, MISSING, Label, LabelError, age_band, parse_name
 
 
 @pytest.mark.parametrize(
@@ -67,11 +66,3 @@ def test_labels_survive_any_date(age: int, gender: int, race: int, date: str) ->
 def test_age_bands_cover_all_ages() -> None:
     named = [AGE_BANDS[age_band(age)] for age in (0, 2, 3, 9, 10, 69, 70, 116)]
     assert named == ["0-2", "0-2", "3-9", "3-9", "10-19", "60-69", "70+", "70+"]
-
-
-def test_tasks_come_in_one_order_and_once() -> None:
-    assert check_tasks(["race", "age"]) == ("age", "race")
-    with pytest.raises(UserError, match=r"\[\]"):
-        check_tasks([])
-    with pytest.raises(UserError, match="each once"):
-        check_tasks(["age", "age"])

@@ -60,8 +60,9 @@ def network(**options: Any) -> AGRNetwork:
         ({"image_size": 20_000}, "--data.image_size 20000 must be 16 to 1024"),
         ({"dropout": 1.0}, "--model.dropout 1.0 must be at least 0 and below 1"),
         ({"dropout": math.nan}, "--model.dropout nan must be"),
-        ({"tasks": ()}, "must name at least one task"),
-        ({"tasks": ("age", "smile")}, "--model.tasks smile: expected any of age, gender, race"),
+        ({"tasks": ()}, r"--model.tasks \[\] must name at least one task"),
+        ({"tasks": ("age", "age")}, "each once"),
+        ({"tasks": ("age", "smile")}, r"--model.tasks \['age', 'smile'\] must .*: any of age, gender, race"),
         (
             {"age_loss": "dlld"},
             "--model.age_loss dlld: expected any of l1, mse, smooth_l1, dldl, mean_variance, coral",

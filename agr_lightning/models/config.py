@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from types import NoneType
 from typing import Any, Literal, get_args
 
-from agr_lightning.labels import TASKS, Task, check_tasks
+from agr_lightning.labels import TASKS, Task
 from agr_lightning.messages import UserError
 
 AgeLossName = Literal["l1", "mse", "smooth_l1", "dldl", "mean_variance", "coral"]
@@ -37,13 +37,15 @@ class NetworkConfig:
     tta_flip: bool = False
 
     def __post_init__(self) -> None:
-        choices: list[tuple[str, Any, tuple[Any, ...]]] = [("tasks", task, TASKS) for task in self.tasks]
-        choices.append(("age_loss", self.age_loss, get_args(AgeLossName)))
-        choices.append(("age_readout", self.age_readout, (None, *get_args(AgeReadout))))
-        for name, value, known in choices:
-            if value not in known:
+        tasks = tuple(task for task in TASKS if task in self.tasks)
+        if not tasks or len(tasks) < len(self.tasks):
+            raise UserError(
+                f"--model.tasks {list(self.tasks)} must name at least one task, each once: any of {', '.join(TASKS)}."
+            )
+        object.__setattr__(self, "tasks", tasks)
+        for name, known in (("age_loss", get_args(AgeLossName)), ("age_readout", (None, *get_args(AgeReadout)))):
+            if (value := getattr(self, name)) not in known:
                 raise UserError(f"--model.{name} {str(value)[:40]}: expected any of {', '.join(map(str, known))}.")
-        object.__setattr__(self, "tasks", check_tasks(list(self.tasks)))
         if not 16 <= self.image_size <= 1024:
             raise UserError(f"--data.image_size {self.image_size} must be 16 to 1024.")
         if not 0 <= self.dropout < 1:
@@ -52,15 +54,15 @@ class NetworkConfig:
     @classmethod
     def from_dict(cls, stored: object) -> "NetworkConfig":
         """The description that ``to_dict`` stored; raises UserError when it is not one."""
-        plain = cls().to_dict()
-        if not isinstance(stored, Mapping) or set(stored) != set(plain):
+        types: dict[str, tuple[type, ...]] = {name: (type(value),) for name, value in cls().to_dict().items()}
+        types |= {"age_readout": (str, NoneType), "dropout": (float, int)}
+        if not isinstance(stored, Mapping) or set(stored) != set(types):
             raise UserError("it does not describe a network of this version of the project.")
         for name, value in stored.items():
-            types = {"age_readout": (str, NoneType), "dropout": (float, int)}.get(name, (type(plain[name]),))
             # The length, because a message that holds a stranger's text should not fill the screen.
-            if type(value) not in types or len(str(value)) > 100:
+            if type(value) not in types[name] or len(str(value)) > 100:
                 raise UserError(f"its {name} cannot be {str(value)[:40]!r}.")
-        return cls(**{**stored, "tasks": tuple(stored["tasks"])})
+        return cls(**stored)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and for checkpoints."""
