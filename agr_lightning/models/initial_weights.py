@@ -16,39 +16,34 @@ def load_state(network: AGRNetwork, tensors: Mapping[str, Tensor], source: str) 
     """Loads tensors by name: of an ``AGRNetwork``, or of its backbone alone as its library names them.
 
     The network gets the backbone and those heads that fit; its other heads keep their weights. Returns a sentence on
-    what was loaded, and what was left out and why, which begins with ``source``, the file's name; raises UserError when
-    the tensors are not of this backbone.
+    what was loaded, which begins with ``source``; raises UserError when the tensors are not of this backbone.
     """
     # What trainers put before the names of a network's tensors: this project's checkpoints, and DataParallel.
     for wrapper in ("network.", "module."):
         if any(name.startswith(wrapper) for name in tensors):
             tensors = {n.removeprefix(wrapper): value for n, value in tensors.items() if n.startswith(wrapper)}
-    prefix = "" if any(name.startswith("backbone.") for name in tensors) else "backbone."
-    tensors = {prefix + name: value for name, value in tensors.items()}
-    target = network.state_dict()
-    fitting = {name: value for name, value in tensors.items() if name in target and value.shape == target[name].shape}
-    for name, value in target.items():
-        if name.startswith("backbone.") and name not in fitting and not name.endswith("num_batches_tracked"):
-            there = "not there"
-            if name in tensors:
-                there = f"{tuple(tensors[name].shape)} there and {tuple(value.shape)} here"
+    if not any(name.startswith("backbone.") for name in tensors):
+        tensors = {f"backbone.{name}": value for name, value in tensors.items()}
+    state = network.state_dict()
+    fitting = {name: value for name, value in tensors.items() if name in state and value.shape == state[name].shape}
+    missing = [name for name in state if name not in fitting and not name.endswith("num_batches_tracked")]
+    for name in missing:
+        if name.startswith("backbone."):
             raise UserError(
-                f"{source} does not fit: {name.removeprefix('backbone.')} is {there}. Name the backbone, the image "
-                "size and the tasks that it was made for (--model.backbone, --data.image_size, --model.tasks)."
+                f"{source} does not fit: it has no {name.removeprefix('backbone.')} of the shape "
+                f"{tuple(state[name].shape)}. Name the backbone, the image size and the tasks that it was made for "
+                "(--model.backbone, --data.image_size, --model.tasks)."
             )
-    loaded = [task for task in network.tasks if all(n in fitting for n in target if n.startswith(f"heads.{task}."))]
-    fitting = {n: value for n, value in fitting.items() if not n.startswith("heads.") or n.split(".")[1] in loaded}
-    network.load_state_dict(fitting, strict=False)
-    fresh = [task for task in network.tasks if task not in loaded]
+    # A head is taken whole or not at all.
+    fresh = [task for task in network.tasks if any(name.startswith(f"heads.{task}.") for name in missing)]
+    fitting = {n: value for n, value in fitting.items() if not n.startswith(tuple(f"heads.{task}." for task in fresh))}
+    state.update(fitting)
+    network.load_state_dict(state)
+    loaded = [task for task in network.tasks if task not in fresh]
     message = f"{source}: loaded the backbone" + (f" and the heads for {', '.join(loaded)}" if loaded else "")
     message += f"; fresh heads for {', '.join(fresh)}" if fresh else ""
-    for reason, names in (
-        ("of another shape here", target.keys() & tensors.keys() - fitting.keys()),
-        ("not in this network", tensors.keys() - target.keys()),
-    ):
-        modules = sorted({name.removeprefix("backbone.").rpartition(".")[0] for name in names})
-        message += f"; left out, because {reason}: {', '.join(modules[:5])}" if modules else ""
-        message += f" and {len(modules) - 5} more" if len(modules) > 5 else ""
+    left_out = len(tensors) - len(fitting)
+    message += f"; left out {left_out} tensors that this network lacks or has in another shape" if left_out else ""
     return message
 
 
@@ -65,12 +60,12 @@ def load_pretrained(network: AGRNetwork) -> str:
     cure = "Download them elsewhere, and name the file with --model.weights."
     try:
         if name.startswith(TIMM):
-            source, tensors = "timm's", timm_backbone(name, network.config.image_size, pretrained=True).state_dict()
+            pretrained = timm_backbone(name, network.config.image_size, pretrained=True)
         else:
             weights = models.get_model_weights(name).DEFAULT
             file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[1]
             cure = f"Put {weights.url} at {file}, or name a file with --model.weights."
-            source, tensors = "ImageNet", weights.get_state_dict(progress=True, check_hash=True)
+            pretrained = models.get_model(name, weights=weights)
     except Exception as error:  # timm, its hub's client and their network libraries raise anything
         raise UserError(f"--model.pretrained true: cannot load weights for {name} ({error}). {cure}") from None
-    return load_state(network, tensors, f"{source} weights")
+    return load_state(network, pretrained.state_dict(), "--model.pretrained true")
