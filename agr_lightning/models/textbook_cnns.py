@@ -8,7 +8,7 @@ from agr_lightning.labels import Task
 _WIDTHS, _TRUNK, _BRANCH, _DENSE = (32, 64, 128, 256), (32, 64), (128, 256, 256), 256
 
 
-class PlainCNN(nn.Module):
+class PlainCNN(nn.Sequential):
     """Four times convolution and pooling, then flattened into a dense layer: it fits one image size only.
 
     0.4 million parameters in the convolutions and, at 128x128, 4.2 million in the dense layer.
@@ -22,10 +22,6 @@ class PlainCNN(nn.Module):
         side = image_size // 2 ** len(_WIDTHS)
         self.dense = nn.Sequential(nn.Flatten(), nn.Linear(_WIDTHS[-1] * side * side, _DENSE), nn.ReLU())
         _initialise(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        features: Tensor = self.dense(self.convolutions(x))
-        return features
 
 
 class TwoBranchCNN(nn.Module):
@@ -42,9 +38,8 @@ class TwoBranchCNN(nn.Module):
         self.trunk = _blocks(3, _TRUNK)
         self.branches = nn.ModuleDict()
         for task in tasks:
-            pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
-            layers = (_blocks(_TRUNK[-1], _BRANCH), *pooled, nn.Linear(_BRANCH[-1], _DENSE), nn.ReLU())
-            self.branches[task] = nn.Sequential(*layers)
+            convolutions = (_blocks(_TRUNK[-1], _BRANCH), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            self.branches[task] = nn.Sequential(*convolutions, nn.Linear(_BRANCH[-1], _DENSE), nn.ReLU())
         _initialise(self)
 
     def forward(self, x: Tensor) -> dict[Task, Tensor]:
