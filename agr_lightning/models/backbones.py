@@ -24,10 +24,10 @@ class SqueezeExcite(nn.Module):
     Source: Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018.
     """
 
-    def __init__(self, channels: int, reduction: int = 8) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.squeeze = nn.Conv2d(channels, channels // reduction, 1)
-        self.excite = nn.Conv2d(channels // reduction, channels, 1)
+        self.squeeze = nn.Conv2d(channels, channels // 8, 1)
+        self.excite = nn.Conv2d(channels // 8, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         gate = torch.relu(self.squeeze(x.mean((2, 3), keepdim=True)))
@@ -74,7 +74,7 @@ class AGRCNN(nn.Module):
     Shape: ``(batch, 3, height, width)`` float to ``(batch, widths[-1])``.
     """
 
-    def __init__(self, widths: tuple[int, ...] = WIDTHS) -> None:
+    def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
         blocks = []
@@ -103,17 +103,12 @@ TIMM = "timm/"  # how the names of timm's networks begin
 
 
 def build_backbone(name: str, tasks: tuple[Task, ...], image_size: int) -> tuple[nn.Module, int]:
-    """Builds a backbone with random weights; raises UserError for an unknown name, or images that do not fit it.
+    """A backbone with random weights, and its number of features; raises UserError for an unknown name or unfit images.
 
-    Args:
-        name: one of ``OURS``; one of ``TORCHVISION``, of which vgg* and alexnet are their convolutions and global
-            average pooling alone, since their dense layers need images of 224 pixels; or ``timm/NAME``.
-        tasks: what the features are for.
-        image_size: side of the images, pixels.
+    Those of torchvision's vgg* and alexnet are their convolutions and global average pooling alone, since their dense
+    layers need images of 224 pixels.
 
-    Returns:
-        A module, ``(batch, 3, image_size, image_size)`` float to ``(batch, features)`` or to one of these for each
-        task; and how many features there are.
+    Shape: ``(batch, 3, image_size, image_size)`` float to ``(batch, features)``, or to one of these for each task.
     """
     try:
         if name in OURS:
@@ -164,10 +159,7 @@ def _from_torchvision(name: str, image_size: int) -> nn.Module:
 
 
 def timm_backbone(name: str, image_size: int, pretrained: bool = False) -> nn.Module:
-    """One of timm's networks, ``timm/NAME``, with random weights or with those that timm downloads.
-
-    Raises UserError when timm is not installed, or has no network of this name.
-    """
+    """One of timm's networks, by ``timm/NAME``, with random weights or with those that timm downloads."""
     try:
         import timm
     except ImportError:
