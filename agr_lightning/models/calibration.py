@@ -28,8 +28,7 @@ class Calibration(nn.Module):
     """Applied in evaluation; neutral until fitted. Buffers, so that every copy of the weights carries them.
 
     Attributes:
-        gender_temperature: what the gender logits are divided by.
-        race_temperature: what the race logits are divided by.
+        gender_temperature, race_temperature: what the logits of gender and of race are divided by.
         age_edges: between the bins of predicted age, years, ``(AGE_BINS - 1,)``; infinite where there are fewer bins.
         age_low: what to add to a predicted age for the lower end of its interval, years, ``(AGE_BINS,)``.
         age_high: what to add for the upper end; both are NaN until fitted.
@@ -112,14 +111,11 @@ def fit_age_intervals(
         edges[: bins - 1] = np.quantile(predicted, np.arange(1, bins) / bins)
     bin_of = (predicted[:, None] >= edges).sum(1)
     for each in range(AGE_BINS):
-        # A bin that equal predictions left with too few borrows from all.
-        for members in (error[bin_of == each], error):
-            n = len(members)
-            rank = math.ceil((n + 1) * (1 + AGE_INTERVAL_LEVEL) / 2)
-            if rank <= n:
-                ordered = np.sort(members)
-                low[each], high[each] = ordered[n - rank], ordered[rank - 1]
-                break
+        # A bin that equal predictions left with too few keeps what fits all.
+        for members in (error, error[bin_of == each]):
+            rank = math.ceil((len(members) + 1) * (1 + AGE_INTERVAL_LEVEL) / 2)
+            if rank <= len(members):
+                low[each], high[each] = np.sort(members)[[-rank, rank - 1]]
     return edges, low, high
 
 
