@@ -39,13 +39,8 @@ class LossWeights:
 class JointLoss(nn.Module):
     """The tasks' losses, and their weighted sum; raises UserError for values that cannot work.
 
-    Args:
-        age_loss: a name from ``age.AGE_LOSSES``.
-        weights: one factor per task, or where uncertainty weighting starts.
-        label_smoothing: in training, the share of each class label that is spread evenly over all classes
-            (Szegedy et al., "Rethinking the Inception Architecture", CVPR 2016, section 7).
-        weighting: fixed weights, or weights learned from the tasks' uncertainty.
-        tasks: of which there are losses.
+    ``label_smoothing`` is the share of each class label that in training is spread evenly over all classes (Szegedy et
+    al., "Rethinking the Inception Architecture", CVPR 2016, section 7).
 
     Attributes:
         race_weights: what the loss of a sample is multiplied by, for each race, float32 ``(5,)``; ones unless set.
@@ -114,13 +109,12 @@ class JointLoss(nn.Module):
     def _loss(self, task: Task, output: Tensor, target: Tensor) -> Tensor:
         if task == "age":
             return self._age_loss(output, target)
-        known = target != MISSING
         smoothing = self._label_smoothing if self.training else 0.0
         each = F.cross_entropy(output, target, ignore_index=MISSING, reduction="none", label_smoothing=smoothing)
         if task == "race":
             # A factor for each sample by its label, also where the label is smoothed.
             each = each * self.race_weights[target.clamp(min=0)]
-        return (each * known).sum() / known.sum().clamp(min=1)
+        return each.sum() / (target != MISSING).sum().clamp(min=1)
 
 
 def balanced_weights(counts: list[int]) -> list[float]:
