@@ -51,8 +51,7 @@ class AgeDistribution(nn.Linear):
         super().__init__(features, AGES)
         self.readout = readout
         nn.init.normal_(self.weight, std=0.01)
-        with torch.no_grad():
-            self.bias.copy_(-((torch.arange(AGES) - _START) ** 2) / (2 * _START_SPREAD**2))
+        self.bias = nn.Parameter(-((torch.arange(AGES) - _START) ** 2) / (2 * _START_SPREAD**2))
 
     def years(self, output: Tensor) -> Tensor:
         """Years, ``(batch,)``, from logits ``(batch, 117)``."""

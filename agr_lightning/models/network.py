@@ -67,11 +67,11 @@ class AGRNetwork(nn.Module):
         self.backbone, features = build_backbone(config.backbone, self.tasks, config.image_size)
         self.dropout = nn.Dropout(config.dropout)
         self.heads = nn.ModuleDict()
-        if "age" in self.tasks:
-            self.heads["age"] = AGE_LOSSES[config.age_loss].head(features, config.age_readout)
-        for task, classes in CLASSES.items():
-            if task in self.tasks:
-                self.heads[task] = head = nn.Linear(features, len(classes))
+        for task in self.tasks:
+            if task == "age":
+                self.heads[task] = AGE_LOSSES[config.age_loss].head(features, config.age_readout)
+            else:
+                self.heads[task] = head = nn.Linear(features, len(CLASSES[task]))
                 nn.init.normal_(head.weight, std=0.01)
                 nn.init.zeros_(head.bias)
         # As the images are: other weights would be turned around for every batch.
