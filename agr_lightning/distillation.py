@@ -25,10 +25,7 @@ class Distillation:
     Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, at temperature 1; for
     students like their teachers, Furlanello et al., "Born-Again Neural Networks", ICML 2018.
 
-    Args:
-        networks: the teachers, at least one.
-        weight: share of the training loss that is about their answers, above 0 and at most 1.
-        trained: what is known of the teachers.
+    ``weight`` is the share of the training loss that is about their answers, and ``trained`` what is known of them.
     """
 
     def __init__(self, networks: Sequence[AGRNetwork], weight: float, trained: Sequence[TrainedNetwork] = ()) -> None:
@@ -61,14 +58,15 @@ class Distillation:
         with torch.autocast(images.device.type, enabled=False):
             for task, output in outputs.items():
                 known = [(network, answer[task]) for network, answer in answers if task in answer]
+                if not known:
+                    continue
+                heads = [network.heads[task] for network in (student, *(network for network, _ in known))]
                 terms = []
-                if known and task == "age":
+                if task == "age":
                     years = torch.stack([network.years(answer) for network, answer in known]).mean(0)
                     terms.append(F.l1_loss(student.years(output), years))
-                heads = [network.heads[task] for network in (student, *(network for network, _ in known))]
-                if known and (task != "age" or all(isinstance(head, AgeDistribution) for head in heads)):
+                if task != "age" or all(isinstance(head, AgeDistribution) for head in heads):
                     target = torch.stack([answer.softmax(1) for _, answer in known]).mean(0)
                     terms.append(F.kl_div(output.log_softmax(1), target, reduction="batchmean"))
-                if terms:
-                    losses[task] = torch.stack(terms).sum()
+                losses[task] = torch.stack(terms).sum()
         return losses
