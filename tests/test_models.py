@@ -426,7 +426,7 @@ def _same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 @pytest.mark.parametrize(
     ("name", "features"),
     [
-        *((name, "") for name in ("resnet18", "mobilenet_v3_small", "densenet121", "mnasnet0_5")),
+        *((name, "") for name in ("resnet18", "mobilenet_v3_small", "densenet121", "shufflenet_v2_x0_5", "mnasnet0_5")),
         *((name, "avgpool") for name in ("alexnet", "vgg11_bn")),
         ("squeezenet1_1", "classifier.1"),
     ],
@@ -551,7 +551,7 @@ def test_pretrained_weights_of_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert load_pretrained(grown) == "--model.pretrained true: loaded the backbone; fresh heads for age, gender, race"
     assert torch.equal(grown.backbone.blocks[3].mlp.fc1.weight, original.blocks[3].mlp.fc1.weight)
     (tmp_path / "net.pth").unlink()
-    with pytest.raises(UserError, match=r"cannot load weights for timm/vit_tiny_patch16_224 .* --model\.weights"):
+    with pytest.raises(UserError, match=r"no ImageNet weights for timm/vit_tiny_patch16_224 .* --model\.weights"):
         load_pretrained(grown)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision import models
 
 from agr_lightning.messages import UserError
-from agr_lightning.models.backbones import OURS, TIMM, timm_backbone
+from agr_lightning.models.backbones import TIMM, timm_backbone
 from agr_lightning.models.network import AGRNetwork
 
 
@@ -50,14 +50,10 @@ def load_state(network: AGRNetwork, tensors: Mapping[str, Tensor], source: str) 
 def load_pretrained(network: AGRNetwork) -> str:
     """Loads the weights that torchvision or timm publish for the backbone, from their cache or else downloaded.
 
-    Returns a sentence on it; raises UserError when there are none, or they cannot be had.
+    Returns the sentence of ``load_state``; raises UserError when there are none, or they cannot be had.
     """
     name = network.config.backbone
-    if name in OURS:
-        raise UserError(
-            f"--model.pretrained true: there are no ImageNet weights for {name}; name a file with --model.weights."
-        )
-    cure = "Download them elsewhere, and name the file with --model.weights."
+    cure = "Name a file with --model.weights."
     try:
         if name.startswith(TIMM):
             pretrained = timm_backbone(name, network.config.image_size, pretrained=True)
@@ -67,5 +63,5 @@ def load_pretrained(network: AGRNetwork) -> str:
             cure = f"Put {weights.url} at {file}, or name a file with --model.weights."
             pretrained = models.get_model(name, weights=weights)
     except Exception as error:  # timm, its hub's client and their network libraries raise anything
-        raise UserError(f"--model.pretrained true: cannot load weights for {name} ({error}). {cure}") from None
+        raise UserError(f"--model.pretrained true: no ImageNet weights for {name} ({error}). {cure}") from None
     return load_state(network, pretrained.state_dict(), "--model.pretrained true")
