@@ -58,9 +58,8 @@ class Calibration(nn.Module):
 def fit_calibration(table: "DataFrame") -> dict[str, Tensor]:
     """The state of a ``Calibration``, fitted on validation images; neutral for missing tasks or too few images.
 
-    Args:
-        table: a row an image, with the columns ``age`` in years, ``gender`` and ``race`` as codes or ``MISSING``,
-            ``predicted_age`` in years, and ``prob_CLASS`` at temperature 1; predictions are NaN without the task.
+    ``table`` has a row an image, with the columns ``age`` in years, ``gender`` and ``race`` as codes or ``MISSING``,
+    ``predicted_age`` in years, and ``prob_CLASS`` at temperature 1; predictions are NaN without the task.
     """
     age, predicted = table["age"].to_numpy(), table["predicted_age"].to_numpy()
     fitted: dict[str, Any] = {}
@@ -93,9 +92,7 @@ def fit_temperature(probabilities: NDArray[np.float64], labels: NDArray[Any]) ->
     return math.exp(minimize_scalar(cost, bounds=(math.log(0.05), math.log(20)), method="bounded").x)
 
 
-def fit_age_intervals(
-    predicted: NDArray[np.float64], age: NDArray[Any]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def fit_age_intervals(predicted: NDArray[np.float64], age: NDArray[Any]) -> tuple[NDArray[np.float64], ...]:
     """``age_edges``, ``age_low`` and ``age_high`` of a ``Calibration``: each bin of predicted age has its interval.
 
     Split conformal prediction within bins, each tail by itself: the ``ceil((n + 1) * 0.9)``-th smallest of n signed
