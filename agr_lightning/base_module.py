@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from agr_lightning.checkpoints import KEY, SEEN, Seen, TrainedNetwork, describe, join_seen, parse_trained
 from agr_lightning.messages import UserError
@@ -64,18 +64,14 @@ class BaseModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and one cycle, unless others are to be built; raises UserError for options that cannot work."""
-        options, trainer = self.hparams, self.trainer
         # Lightning cannot clip gradients beside a fused optimizer.
-        adam = partial(torch.optim.AdamW, lr=2e-3, weight_decay=0.05, fused=trainer.gradient_clip_val is None)
+        adam = partial(torch.optim.AdamW, lr=2e-3, weight_decay=0.05, fused=self.trainer.gradient_clip_val is None)
         optimizer = (self._optimizer or adam)(self._parameter_groups())
         if self._lr_scheduler is not None:
-            schedule, interval = self._lr_scheduler(optimizer), options["lr_scheduler_interval"]
-            if isinstance(schedule, ReduceLROnPlateau) and interval == "step":
-                raise UserError("--model.lr_scheduler_interval step: ReduceLROnPlateau looks at val/loss, each epoch.")
             # The monitored figure is for ReduceLROnPlateau; the others do not look at it.
-            plan = LRSchedulerConfigType(scheduler=schedule, interval=interval, monitor="val/loss")
+            plan = LRSchedulerConfigType(scheduler=self._lr_scheduler(optimizer), interval="epoch", monitor="val/loss")
             return {"optimizer": optimizer, "lr_scheduler": plan}
-        steps = trainer.estimated_stepping_batches
+        steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             raise UserError("the learning-rate schedule needs an end: --trainer.max_epochs or --trainer.max_steps.")
         # Smith and Topin, "Super-Convergence", 2018: up for a quarter of the run, then down to almost nothing. In five

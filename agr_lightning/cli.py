@@ -1,6 +1,5 @@
 """The command line: a name for each command, and the one place that makes an error a line."""
 
-import errno
 import importlib
 import io
 import json
@@ -20,18 +19,12 @@ COMMANDS = {
     "fit": ("train a network, then test its best checkpoint", None),
     "validate": ("measure a checkpoint on the validation images", None),
     "test": ("measure a checkpoint on the test images: results.json and figures", None),
-    "predict": (
-        "find the faces in photos and videos, and predict for each: predictions.csv",
-        "agr_lightning.inference.predict:predict",
-    ),
-    "audit": ("list what is wrong with a data folder", "agr_lightning.data.audit:audit"),
-    "compare": (
-        "one table of tested runs: figures, groups, size and speed",
-        "agr_lightning.evaluation.compare:compare",
-    ),
-    "report": ("a page and a model card of a tested run", "agr_lightning.evaluation.report:report"),
-    "export": ("a checkpoint's network in one file: ONNX or safetensors", "agr_lightning.inference.export:export"),
-    "app": ("a web page on this machine: drop photos, see faces and predictions", "agr_lightning.app:app"),
+    "predict": ("find the faces in photos and videos, and predict for each: a table", "inference.predict:predict"),
+    "audit": ("list what is wrong with a data folder", "data.audit:audit"),
+    "compare": ("one table of tested runs: figures, groups, size and speed", "evaluation.compare:compare"),
+    "report": ("a page and a model card of a tested run", "evaluation.report:report"),
+    "export": ("a checkpoint's network in one file: ONNX or safetensors", "inference.export:export"),
+    "app": ("a web page on this machine: drop photos, see faces and predictions", "app:app"),
 }
 
 _HELP = f"""usage: {PROGRAM} COMMAND [options]
@@ -48,9 +41,6 @@ commands:
 start here, without any data:
   {PROGRAM} fit --config configs/quickstart.yaml
 """
-
-# Options of `predict` that need no Trainer, and so no Lightning.
-_WITHOUT_TRAINER = ("help", "data.predict_path", "data.batch_size", "ckpt_path")
 
 
 def main(args: Sequence[str] | None = None, **classes: type) -> int:
@@ -105,7 +95,7 @@ def _run(command: str, options: list[str], classes: dict[str, type]) -> None:
         run(command, options, f"{description[0].upper()}{description[1:]}.", **classes)
         return
     module, _, name = function.partition(":")
-    found = _call(command, getattr(importlib.import_module(module), name), options)
+    found = _call(command, getattr(importlib.import_module(f"agr_lightning.{module}"), name), options)
     if found is not None:
         print(*(found if isinstance(found, list) else [str(found).rstrip()]), sep="\n")
 
@@ -128,11 +118,10 @@ def _call(command: str, function: Callable[..., Any], options: list[str]) -> Any
 
 
 def _needs_trainer(options: list[str]) -> bool:
-    """Whether there is an option of `predict` that only a Trainer knows."""
-    names = {word.split("=")[0].removeprefix("--") for word in options if word.startswith("--")}
-    return any(
-        "." in name or name in ("config", "print_config", "seed_everything") for name in names - set(_WITHOUT_TRAINER)
-    )
+    """Whether there is an option of `predict` that only a Trainer knows; else it needs no Lightning."""
+    names = {word.split("=")[0] for word in options} - {"--data.predict_path", "--data.batch_size"}
+    groups = ("--config", "-c", "--print_config", "--seed_everything", "--trainer", "--model", "--data")
+    return any(name.partition(".")[0] in groups for name in names)
 
 
 def _as_text(options: list[str]) -> list[str]:
@@ -151,12 +140,6 @@ def _describe(error: Exception) -> str:
     if isinstance(error, UserError):
         # A loader worker's error arrives with the worker's traceback in front of it.
         return text.rpartition("UserError: ")[2].strip()
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" at {os.fsdecode(error.filename)}" if error.filename else ""
-        return (
-            f"the disk is full{where}: free some space, or write elsewhere with --trainer.default_root_dir (runs) and "
-            "--data.cache_dir (decoded images)."
-        )
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}."
     if type(error).__name__ == "OutOfMemoryError":

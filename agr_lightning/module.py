@@ -64,8 +64,7 @@ class AGRModule(BaseModule):
             say.
         freeze_epochs: keep the backbone as it is for so many epochs, while the heads learn.
         optimizer: another optimizer than AdamW, by class path.
-        lr_scheduler: another schedule than one-cycle, by class path.
-        lr_scheduler_interval: when that schedule takes a step: after each epoch, or after each training step.
+        lr_scheduler: another schedule than one-cycle, by class path; it takes a step after each epoch.
         compile: let torch.compile make the training steps faster; it takes a minute first, for each image size, so
             it pays in long runs.
 
@@ -97,7 +96,6 @@ class AGRModule(BaseModule):
         freeze_epochs: int = 0,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
-        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
         compile: bool = False,
     ) -> None:
         super().__init__(optimizer, lr_scheduler)

@@ -150,14 +150,13 @@ class AGRCommandLine(LightningCLI):
         options = self.config_init.trainer
         if options.strategy == "ddp_spawn":  # whose processes torch may abort when they end
             raise UserError("--trainer.strategy ddp_spawn: use ddp, which starts each process as a command of its own.")
-        keeps = not (options.fast_dev_run or options.barebones)
         callbacks = [*(options.callbacks or [])]
-        if options.logger in (None, True) and keeps:
-            kwargs["logger"] = self._logger()
-        if keeps:
-            callbacks += self._callbacks(bool(kwargs.get("logger", options.logger)))
-        if options.enable_checkpointing is False or not keeps:
-            callbacks = [each for each in callbacks if not isinstance(each, ModelCheckpoint)]
+        if not (options.fast_dev_run or options.barebones):
+            if options.logger in (None, True):
+                kwargs["logger"] = self._logger()
+            ours = self._callbacks(bool(kwargs.get("logger", options.logger)))
+            keeps = options.enable_checkpointing is not False
+            callbacks += [each for each in ours if keeps or not isinstance(each, ModelCheckpoint)]
         plugins = options.plugins if isinstance(options.plugins, list) else [options.plugins] if options.plugins else []
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, AtomicCheckpointIO()]

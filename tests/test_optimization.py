@@ -117,15 +117,6 @@ def test_optimizer_and_schedule_come_from_a_file(run: Run, here: Path) -> None:
     assert _curve("lr-SGD/heads")[-1] == pytest.approx(0.00125)
 
 
-def test_a_schedule_can_take_a_step_in_each_step(run: Run, here: Path) -> None:
-    schedule = "{class_path: torch.optim.lr_scheduler.ExponentialLR, init_args: {gamma: 0.5}}"
-    options = ("--model.lr_scheduler", schedule, "--model.lr_scheduler_interval", "step", "--model.learning_rate", "1")
-    options += ("--trainer.max_steps", "3", "--trainer.log_every_n_steps", "1", "--model.learning_rate", "1e-3")
-    code, _, err = run("fit", *SMALL, *options)
-    assert code == 0, err
-    assert _curve("lr-AdamW/heads") == pytest.approx([1e-3, 5e-4, 2.5e-4])
-
-
 def test_a_schedule_may_look_at_validation(run: Run, here: Path) -> None:
     schedule = (
         "{class_path: torch.optim.lr_scheduler.ReduceLROnPlateau, "
@@ -222,14 +213,9 @@ def test_the_learning_rate_is_that_of_any_optimizer(run: Run, here: Path) -> Non
         (("--model.optimizer", "LBFGS"), "LBFGS doesn't support per-parameter options"),
         (("--model.optimizer", "SGD", "--model.optimizer.lr", "-1"), "Invalid learning rate"),
         (("--model.lr_scheduler", "OneCycleLR", "--model.lr_scheduler.max_lr", "1"), "You must define either"),
-        (
-            ("--model.lr_scheduler", f"{SCHEDULERS}.ReduceLROnPlateau", "--model.lr_scheduler_interval", "step"),
-            "ReduceLROnPlateau looks at val/loss, each epoch",
-        ),
         (("--model.race_class_weights", "[0, 0, 0, 0, 0]"), "not all 0"),
         (("--model.optimizer", "SGD", "--model.optimizer.momentm", "1"), "momentm"),
         (("--model.lr_scheduler", "ReduceLROnPlateau"), "Give the full class path"),
-        (("--model.lr_scheduler_interval", "day"), "['epoch', 'step']"),
         (("--model.backbone_learning_rate", "0"), "--model.backbone_learning_rate 0.0 must be above 0"),
         (("--model.race_class_weights", "[1, 2]"), "expected none, balanced, or 5 numbers"),
         (("--model.age_readout", "median"), "leave the read-out out"),
