@@ -23,9 +23,6 @@ def audit(root: str, output: str | None = None, cache_dir: str | None = None) ->
         root: folder of UTKFace images, or their archive.
         output: file to write everything that was found to, as JSON; None for none.
         cache_dir: where derived files go; None for the user's cache folder.
-
-    Raises:
-        UserError: when the root holds no usable image.
     """
     index = build_index(root, cache_dir, "DIR")
     samples = index.samples
@@ -66,9 +63,9 @@ def _as_text(index: Index, labels: pd.DataFrame, groups: list[Any], output: str 
 
 def _table(labels: pd.DataFrame) -> list[str]:
     """Counts by age band, gender and race, with the totals."""
-    by_band = [pd.crosstab(labels["age_band"], labels[name], dropna=False) for name in ("gender", "race")]
     races = [*RACES, _UNKNOWN] if (labels["race"] == _UNKNOWN).any() else [*RACES]
-    table = pd.concat(by_band, axis=1)[[*GENDERS, *races]]
+    classes = pd.get_dummies(labels[["gender", "race"]], prefix="", prefix_sep="")[[*GENDERS, *races]]
+    table = classes.groupby(labels["age_band"], observed=False).sum()
     table["all"] = labels["age_band"].value_counts()
     table.loc["all"] = table.sum()
     lines = [f"{'age':8}" + "".join(f"{name:>9}" for name in table) + "   share"]
