@@ -42,17 +42,15 @@ def find_groups(thumbnails: NDArray[np.uint8], digests: ArrayLike) -> NDArray[np
 
 def _near_pairs(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
     hashes = _hashes(thumbnails)
-    found = []
+    found = [np.empty((0, 2), np.int64)]
     starts = range(0, len(hashes), _ROWS_AT_ONCE)
     for start in tqdm(starts, "Comparing images", delay=2, leave=False, disable=None):
         rows = hashes[start : start + _ROWS_AT_ONCE]
-        differing = np.zeros((len(rows), len(hashes) - start), dtype=np.uint8)
-        for word in range(hashes.shape[1]):
-            differing += np.bitwise_count(rows[:, None, word] ^ hashes[None, start:, word])
-        left, right = np.nonzero(differing <= _MAX_BITS)
+        low, high = (np.bitwise_count(np.bitwise_xor.outer(rows[:, word], hashes[start:, word])) for word in (0, 1))
+        left, right = np.nonzero(low + high <= _MAX_BITS)
         pairs = np.stack([left, right], axis=1)[right > left] + start
         found.append(pairs[_correlate(thumbnails, pairs)])
-    return np.concatenate(found) if found else np.empty((0, 2), dtype=np.int64)
+    return np.concatenate(found)
 
 
 def _hashes(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
