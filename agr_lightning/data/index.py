@@ -3,9 +3,7 @@
 import hashlib
 import os
 import shutil
-import tarfile
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -67,10 +65,7 @@ def build_index(root: str, cache_dir: str | None = None, option: str = "--data.r
     """Finds the samples under ``root``, a folder that is searched recursively, or an archive.
 
     Every file is opened once; what was found is kept in the cache and looked up by name, size and time
-    of change in later calls. Messages call the root by the ``option`` that named it.
-
-    Raises:
-        UserError: when the root is missing or unreadable, or holds no usable image.
+    of change in later calls. Raises UserError, with the ``option`` that named the root, when it holds no usable image.
     """
     cache, path = cache_folder(cache_dir), user_path(root)
     if not path.is_dir() and not path.is_file():
@@ -108,7 +103,7 @@ def shared_photos(index: Index, other: Index) -> NDArray[np.bool_]:
 
 def fingerprints(names: Iterable[str]) -> NDArray[np.int64]:
     """A number for each file name, whatever its folder, int64 ``(n,)``; two names share one with a chance of 2^-64."""
-    plain = (name.rpartition("/")[2].encode("utf-8", "surrogateescape") for name in names)
+    plain = (name.rpartition("/")[2].encode() for name in names)
     return np.array([int.from_bytes(hashlib.sha256(name).digest()[:8], signed=True) for name in plain], np.int64)
 
 
@@ -193,11 +188,10 @@ def _unpack(archive: Path, cache: Path) -> Path:
     try:
         with atomic_folder(folder) as target:
             if zipfile.is_zipfile(archive):
-                with zipfile.ZipFile(archive) as file:
-                    file.extractall(target)
+                shutil.unpack_archive(archive, target, "zip")
             else:
                 shutil.unpack_archive(archive, target, "tar", filter="data")
-    except (OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # each format raises its own
         raise UserError(
             f"{archive} cannot be unpacked into {cache}: {error}. It should be a folder, or a whole .zip, .tar or "
             ".tar.gz archive without a password; --data.cache_dir names a place with more room."

@@ -75,8 +75,7 @@ def random_split(samples: pd.DataFrame, val_fraction: float, test_fraction: floa
 def read_split(folder: Path, samples: pd.DataFrame, splits: Sequence[SplitName] = SPLITS) -> Split:
     """Takes the members of each split from ``train.txt``, ``val.txt`` and ``test.txt``, one name a line.
 
-    Raises:
-        UserError: when there are no lists, a name is in two, or none of the names of one is among the samples.
+    Raises UserError when there are no lists, a name is in two, or none of the names of one is among the samples.
     """
     lists: dict[SplitName, list[str]] = {}
     for name in splits:
@@ -137,7 +136,7 @@ def _shuffled_strata(samples: pd.DataFrame, seed: int, *first: Iterable[int]) ->
 
     By a number drawn for each name, so that no machine, library or listing order can change it.
     """
-    texts = (f"{seed}:{name}".encode("utf-8", "surrogateescape") for name in samples["name"])
+    texts = (f"{seed}:{name}".encode() for name in samples["name"])
     lots = np.array([int.from_bytes(hashlib.sha256(text).digest()[:8]) for text in texts], np.uint64)
     band = np.array([age_band(age) for age in range(AGE_MAX + 1)])[samples["age"]]
     # A missing race is -1.
