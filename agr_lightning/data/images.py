@@ -41,10 +41,8 @@ def read_rgb(path: str | Path) -> NDArray[np.uint8]:
     """Decodes one image file to RGB, uint8 ``(height, width, 3)``.
 
     The EXIF orientation is applied; grayscale, palette, CMYK and 16-bit images become 8-bit RGB;
-    transparent pixels become white; of an animation the first frame is taken.
-
-    Raises:
-        ImageError: with the reason, for anything that is not a whole, decodable image.
+    transparent pixels become white; of an animation the first frame is taken. Raises ImageError, with the
+    reason, for anything that is not a whole, decodable image.
     """
     return decode_rgb(read_bytes(path))
 
@@ -106,8 +104,6 @@ def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
     Averages areas when shrinking; a photo that is not square is squeezed into one.
     """
-    if image.shape[:2] == (size, size):
-        return image
     shrinks = min(image.shape[:2]) >= size
     resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return np.asarray(resized, dtype=np.uint8)

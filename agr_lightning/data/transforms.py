@@ -27,9 +27,6 @@ class Augmentation:
     Args:
         spec: light, strong, or a list of Albumentations transforms, each ``{class_path: NAME, init_args: {...}}``.
         size: side of the images, pixels.
-
-    Raises:
-        UserError: for transforms after which the images are others than those that the network gets.
     """
 
     def __init__(self, spec: Preset | Sequence[TransformSpec], size: int) -> None:
