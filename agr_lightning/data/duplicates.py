@@ -31,7 +31,7 @@ def find_groups(thumbnails: NDArray[np.uint8], digests: ArrayLike) -> NDArray[np
     each image the index of the first member of its group, int64 ``(n,)``; its own when alone.
     """
     n = len(thumbnails)
-    _, first, inverse = np.unique(np.asarray(digests), return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
     same_bytes = np.stack([np.arange(n), first[inverse]], axis=1)
     different = np.sort(first)
     pairs = np.concatenate([same_bytes, different[_near_pairs(thumbnails[different])]])

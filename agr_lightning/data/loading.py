@@ -58,11 +58,9 @@ class TrainSampler(DistributedSampler[Draw]):
     """A new order every epoch, or weighted draws with replacement; the same for any number of workers.
 
     Lightning leaves a DistributedSampler alone, so that balancing works with several devices as well.
-    Ranks get equally many draws: up to ``ranks - 1`` draws of an epoch come twice.
+    Ranks, which must have the same ``seed``, get equally many draws: up to ``ranks - 1`` of an epoch come twice.
 
     Args:
-        size: samples in the dataset.
-        seed: must agree between ranks.
         progress: returns the current epoch and how many of its draws this rank has already trained on,
             asked when an epoch begins: a run that was killed continues where it stopped.
         weights: relative chance of each sample; None for a shuffle in which each comes once.
@@ -111,7 +109,7 @@ def balancing_weights(classes: ArrayLike) -> NDArray[np.float64]:
 
     Those of a negative class (no label) are drawn as often as in the data.
     """
-    values, row, counts = np.unique(np.asarray(classes), return_inverse=True, return_counts=True)
+    values, row, counts = np.unique(classes, return_inverse=True, return_counts=True)
     labelled = counts[values >= 0]
     share = labelled.sum() / max(len(labelled), 1)
     return np.asarray(np.where(values >= 0, share / counts, 1.0)[row], np.float64)
@@ -120,11 +118,8 @@ def balancing_weights(classes: ArrayLike) -> NDArray[np.float64]:
 class FaceDataset(Dataset[Batch]):
     """Labelled images, fetched a whole batch at a time.
 
-    Args:
-        samples: what the dataset holds.
-        images: file of cached images, of which ``samples["row"]`` are rows.
-        augmentation: applied to each image that is drawn; None for evaluation.
-        seed: with a draw's epoch and position it fixes the augmentation.
+    ``samples["row"]`` are rows of ``images``, a file of cached images. An ``augmentation`` changes each image that is
+    drawn, by ``seed`` and the draw's epoch and position.
     """
 
     def __init__(
