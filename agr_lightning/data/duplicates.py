@@ -64,13 +64,12 @@ def _hashes(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 def _correlate(thumbnails: NDArray[np.uint8], pairs: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether each pair's thumbnails have a Pearson correlation of at least the minimum."""
-    keep = np.zeros(len(pairs), dtype=np.bool_)
+    keep = [np.empty(0, np.bool_)]
+    n = THUMBNAIL**2
     for start in range(0, len(pairs), 4096):
-        chosen = pairs[start : start + 4096]
-        a, b = thumbnails[chosen.T].reshape(2, len(chosen), -1).astype(np.int64)
-        n = a.shape[1]
+        a, b = thumbnails[pairs[start : start + 4096].T].reshape(2, -1, n).astype(np.int64)
         covariance, spread_a, spread_b = (n * (x * y).sum(1) - x.sum(1) * y.sum(1) for x, y in ((a, b), (a, a), (b, b)))
         # Two flat images have no correlation to speak of: only their bytes can tell them alike.
         product = np.sqrt(spread_a.astype(np.float64) * spread_b)
-        keep[start : start + 4096] = (product > 0) & (covariance >= _MIN_CORRELATION * product)
-    return keep
+        keep.append((product > 0) & (covariance >= _MIN_CORRELATION * product))
+    return np.concatenate(keep)

@@ -119,16 +119,15 @@ def write_split(split: Split, folder: Path) -> None:
 
 def _limit(split: Split, options: SplitOptions) -> Split:
     """Keeps at most so many images, in all splits together, each split and stratum its share."""
-    everyone = pd.concat([split[name].assign(split=number) for number, name in enumerate(SPLITS)], ignore_index=True)
-    kept = everyone.iloc[_shuffled_strata(everyone, options.seed, everyone["split"])]
+    everyone = pd.concat([split[name].assign(split=name) for name in SPLITS], ignore_index=True)
+    kept = everyone.iloc[_shuffled_strata(everyone, options.seed, everyone["split"].map(SPLITS.index))]
     if options.max_per_gender is not None:
         gender = kept.groupby("gender")["gender"]
         kept = kept[_evenly(gender.cumcount(), gender.transform("size"), options.max_per_gender)]
     if options.max_samples is not None:
         kept = kept[_evenly(np.arange(len(kept)), len(kept), options.max_samples)]
     kept = kept.sort_index()
-    parts = (kept[kept["split"] == number].drop(columns="split") for number in range(len(SPLITS)))
-    return {name: part.reset_index(drop=True) for name, part in zip(SPLITS, parts, strict=True)}
+    return {name: kept[kept["split"] == name].drop(columns="split").reset_index(drop=True) for name in SPLITS}
 
 
 def _shuffled_strata(samples: pd.DataFrame, seed: int, *first: Iterable[int]) -> NDArray[np.int64]:
