@@ -16,25 +16,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from agr_lightning import files
 from agr_lightning.checkpoints import SHIPPED
-from agr_lightning.data.splits import write_split
+from agr_lightning.data.splits import SPLITS, write_split
 from agr_lightning.datamodule import PhotoBatch
 from agr_lightning.evaluation.results import make_results, summary
-from agr_lightning.files import (
-    BEST,
-    CHECKPOINTS_FOLDER,
-    CONFIG_FILE,
-    FIGURES_FOLDER,
-    LAST,
-    PREDICTIONS_FILES,
-    RESULTS_FILE,
-    RUNS_FOLDER,
-    SPLITS_FOLDER,
-    atomic_json,
-    atomic_text,
-    atomic_write,
-    reserve_run,
-)
 from agr_lightning.inference.predict import Format, TableWriter, annotator, join_parts, say_result
 from agr_lightning.inference.predictor import answers
 from agr_lightning.models.network import Predictions
@@ -63,7 +49,7 @@ def run_folder(trainer: Trainer) -> Path | None:
     else:
         if trainer not in _RESERVED and trainer.is_global_zero:
             root = Path(trainer.default_root_dir)
-            _RESERVED[trainer] = str(root / RUNS_FOLDER / f"version_{reserve_run(root)}")
+            _RESERVED[trainer] = str(root / files.RUNS_FOLDER / f"version_{files.reserve_run(root)}")
         folder = _RESERVED.get(trainer, "")
     path = Path(trainer.strategy.broadcast(folder))
     if trainer.is_global_zero:
@@ -79,8 +65,8 @@ def training_callbacks(logger: bool = True) -> list[Callback]:
     """
     # Two, since `save_last` of the first would save nothing after epochs that are not the best so far.
     kept: list[Callback] = [
-        RunCheckpoint(monitor="val/loss", filename=BEST),
-        RunCheckpoint(filename=LAST, save_on_train_epoch_end=True),
+        RunCheckpoint(monitor="val/loss", filename=files.BEST),
+        RunCheckpoint(filename=files.LAST, save_on_train_epoch_end=True),
     ]
     return [*kept, LearningRateMonitor("step"), SplitWriter(), ResultsWriter(), CurveWriter()] if logger else kept
 
@@ -93,7 +79,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         content = io.BytesIO()
         torch.save(checkpoint, content)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(Path(path)) as file:
+        with files.atomic_write(Path(path)) as file:
             file.write(content.getbuffer())
 
 
@@ -110,7 +96,7 @@ class RunCheckpoint(ModelCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = run_folder(trainer)
         if self.dirpath is None and folder is not None:
-            self.dirpath = str(folder / CHECKPOINTS_FOLDER)
+            self.dirpath = str(folder / files.CHECKPOINTS_FOLDER)
         super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -138,9 +124,9 @@ class ConfigWriter(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Here it is known whether a run is resumed.
         folder, resumed = run_folder(trainer), trainer.state.fn == "fit" and trainer.ckpt_path is not None
-        if folder is None or not trainer.is_global_zero or (resumed and (folder / CONFIG_FILE).is_file()):
+        if folder is None or not trainer.is_global_zero or (resumed and (folder / files.CONFIG_FILE).is_file()):
             return
-        atomic_text(folder / CONFIG_FILE, self.text or _known_options(trainer, pl_module))
+        files.atomic_text(folder / files.CONFIG_FILE, self.text or _known_options(trainer, pl_module))
 
 
 def _known_options(trainer: Trainer, module: LightningModule) -> str:
@@ -159,8 +145,8 @@ class SplitWriter(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = run_folder(trainer)
         if folder is not None and trainer.is_global_zero:
-            data = trainer.datamodule  # type: ignore[attr-defined]
-            write_split({split: data.samples(split) for split in ("train", "val", "test")}, folder / SPLITS_FOLDER)
+            samples = trainer.datamodule.samples  # type: ignore[attr-defined]
+            write_split({split: samples(split) for split in SPLITS}, folder / files.SPLITS_FOLDER)
 
 
 class CurveWriter(Callback):
@@ -210,7 +196,7 @@ class ResultsWriter(Callback):
 
         data = trainer.datamodule  # type: ignore[attr-defined]
         results = make_results(table, data.samples("test"), self._facts(trainer, pl_module, folder))
-        atomic_json(folder / RESULTS_FILE, results)
+        files.atomic_json(folder / files.RESULTS_FILE, results)
         _save_figures(trainer, folder, draw_figures(table, results, lambda rows: data.faces("test", rows)), "test")
         final = {f"test/{name}": value for name, value in results["metrics"].items() if isinstance(value, float)}
         for logger in trainer.loggers:
@@ -236,9 +222,9 @@ class ResultsWriter(Callback):
 
 def _save_figures(trainer: Trainer, folder: Path, figures: "Mapping[str, Figure]", stage: str) -> None:
     """Writes figures as PNG files, and shows them in TensorBoard."""
-    (folder / FIGURES_FOLDER).mkdir(exist_ok=True)
+    (folder / files.FIGURES_FOLDER).mkdir(exist_ok=True)
     for name, figure in figures.items():
-        with atomic_write(folder / FIGURES_FOLDER / f"{name}.png") as file:
+        with files.atomic_write(folder / files.FIGURES_FOLDER / f"{name}.png") as file:
             figure.savefig(file, format="png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -281,7 +267,7 @@ class PredictionWriter(Callback):
         self._part.close()
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            path = self._parts[0].with_name(PREDICTIONS_FILES[self.format])
+            path = self._parts[0].with_name(files.PREDICTIONS_FILES[self.format])
             counts = join_parts(self._parts, path, self.format)
             say_result(len(trainer.datamodule.photos_to_predict), counts, path)  # type: ignore[attr-defined]
 

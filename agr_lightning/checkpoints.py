@@ -13,19 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from agr_lightning.files import (
-    BEST,
-    CHECKPOINTS_FOLDER,
-    LAST,
-    ONNX_SUFFIX,
-    RUNS_FOLDER,
-    SAFETENSORS_SUFFIX,
-    Json,
-    atomic_write,
-    check_readable,
-    number_of,
-    user_path,
-)
+from agr_lightning import files
 from agr_lightning.messages import UserError
 from agr_lightning.models.config import NetworkConfig
 from agr_lightning.models.network import AGRNetwork
@@ -38,7 +26,7 @@ NETWORK_PREFIX = "network."
 
 # The networks that come with this project, by the names that --ckpt_path and --model.weights take.
 _WEIGHTS = Path(__file__).parent / "weights"
-SHIPPED = {"agr": _WEIGHTS / f"agr{SAFETENSORS_SUFFIX}", "small": _WEIGHTS / f"agr_small{SAFETENSORS_SUFFIX}"}
+SHIPPED = {"agr": _WEIGHTS / "agr.safetensors", "small": _WEIGHTS / "agr_small.safetensors"}
 
 # The options of the data module that say for which images a network was made.
 _DATA = ("age_min", "age_max", "synthetic")
@@ -68,7 +56,7 @@ class TrainedNetwork:
     data: dict[str, int]
     epoch: int | None
     path: Path = Path()
-    hyperparameters: dict[str, Json] = field(default_factory=dict)
+    hyperparameters: dict[str, files.Json] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -78,7 +66,7 @@ class TrainedNetwork:
     @property
     def exported(self) -> bool:
         """Whether it is a network alone, and no training that could go on."""
-        return self.path.suffix == SAFETENSORS_SUFFIX
+        return self.path.suffix == files.SAFETENSORS_SUFFIX
 
     def network(self) -> AGRNetwork:
         """The network, to be evaluated; raises UserError when the weights are not those of ``config``."""
@@ -90,7 +78,7 @@ class TrainedNetwork:
             raise UserError(f"{self.name} does not fit the network that it describes: {reason}") from None
         return network.eval().requires_grad_(False)
 
-    def options(self) -> dict[str, Json]:
+    def options(self) -> dict[str, files.Json]:
         """As options: ``model.NAME`` of ``AGRModule`` and ``data.NAME`` of ``UTKFaceDataModule``."""
         if self.hyperparameters:
             return self.hyperparameters
@@ -122,17 +110,17 @@ def find_checkpoint(named: str | None, root: Path, option: str = "--ckpt_path") 
         root: the folder that holds ``lightning_logs``.
         option: how the user named it, for messages.
     """
-    if named in (BEST, LAST):
-        files = root.glob(f"{RUNS_FOLDER}/version_*/{CHECKPOINTS_FOLDER}/{named}.ckpt")
-        numbered = {number: file for file in files if (number := number_of(file.parents[1])) is not None}
+    if named in (files.BEST, files.LAST):
+        paths = root.glob(f"{files.RUNS_FOLDER}/version_*/{files.CHECKPOINTS_FOLDER}/{named}.ckpt")
+        numbered = {number: file for file in paths if (number := files.number_of(file.parents[1])) is not None}
         if not numbered:
-            raise UserError(f"{option} {named}: no run under {root / RUNS_FOLDER} has a {named}.ckpt; train one.")
+            raise UserError(f"{option} {named}: no run under {root / files.RUNS_FOLDER} has a {named}.ckpt; train one.")
         return numbered[max(numbered)]
-    path = SHIPPED["agr"] if named is None else SHIPPED.get(named) or user_path(named)
+    path = SHIPPED["agr"] if named is None else SHIPPED.get(named) or files.user_path(named)
     if path.is_dir():
-        path = path / CHECKPOINTS_FOLDER / f"{BEST}.ckpt"
+        path = path / files.CHECKPOINTS_FOLDER / f"{files.BEST}.ckpt"
     if not path.is_file():
-        names = "', '".join((BEST, LAST, *SHIPPED))
+        names = "', '".join((files.BEST, files.LAST, *SHIPPED))
         raise UserError(f"{option} {path} does not exist; name a checkpoint file, a run folder, or '{names}'.")
     return path
 
@@ -140,7 +128,7 @@ def find_checkpoint(named: str | None, root: Path, option: str = "--ckpt_path") 
 def load_trained(named: str | None = None, root: Path = Path(), option: str = "--ckpt_path") -> TrainedNetwork:
     """Reads the checkpoint or exported file that ``find_checkpoint`` finds; raises UserError for anything else."""
     path = find_checkpoint(named, root, option)
-    if path.suffix.lower() == ONNX_SUFFIX:
+    if path.suffix.lower() == files.ONNX_SUFFIX:
         raise UserError(
             f"{option} {path}: an ONNX file is for predict alone, without --config, --model and --trainer options."
         )
@@ -158,10 +146,10 @@ def read_weights(path: Path, option: str) -> tuple[dict[str, Tensor], TrainedNet
     The file is of ``torch.save``, or of safetensors by its ending; ``option`` is how the user named it. Raises
     UserError when it is missing, damaged, of another version of this project, or could run code.
     """
-    check_readable(path, option)
+    files.check_readable(path, option)
     file = f"{option} {path}"
     try:
-        if path.suffix == SAFETENSORS_SUFFIX:
+        if path.suffix == files.SAFETENSORS_SUFFIX:
             with safe_open(path, "pt") as opened:
                 state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
                 content = {"state_dict": state, KEY: json.loads((opened.metadata() or {}).get(KEY, "null"))}
@@ -203,7 +191,8 @@ def parse_trained(content: Mapping[str, Any], file: str, path: Path = Path()) ->
             raise UserError("what it says of its training is not what it should be.")
     except UserError as error:
         raise UserError(f"{file} is damaged, or was not written by this project: {error}") from None
-    prefix = "" if path.suffix == SAFETENSORS_SUFFIX else NETWORK_PREFIX  # an exported file holds the network alone
+    # An exported file holds the network alone.
+    prefix = "" if path.suffix == files.SAFETENSORS_SUFFIX else NETWORK_PREFIX
     state = {
         name.removeprefix(prefix): value.float() if value.dtype == torch.float16 else value
         for name, value in state.items()
@@ -225,5 +214,5 @@ def write_safetensors(path: Path, trained: TrainedNetwork) -> None:
     tensors = {name: (value.half() if value.ndim > 1 else value).contiguous() for name, value in trained.state.items()}
     tensors |= {name: torch.from_numpy(images) for name, images in trained.seen.items()}
     content = save(tensors, {KEY: json.dumps(describe(trained.config, trained.data, trained.epoch))})
-    with atomic_write(path) as file:
+    with files.atomic_write(path) as file:
         file.write(content)

@@ -4,7 +4,6 @@ No other file knows a code or spells a class name.
 """
 
 import re
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -32,37 +31,23 @@ class LabelError(ValueError):
     """A file name from which no age and gender can be read; the text is the reason."""
 
 
-@dataclass(frozen=True, slots=True)
-class Label:
-    """What a UTKFace file name says.
-
-    Attributes:
-        age: years, 0 to 116.
-        gender: index into ``GENDERS``.
-        race: index into ``RACES``, or ``MISSING``.
-    """
-
-    age: int
-    gender: int
-    race: int
-
-
 def age_band(age: float) -> int:
     """Index into ``AGE_BANDS`` of the band that holds ``age`` (years)."""
     return sum(age >= start for start in _BAND_STARTS[1:])
 
 
-def parse_name(name: str) -> Label:
+def parse_name(name: str) -> tuple[int, int, int]:
     """Reads the labels from a file name ``AGE_GENDER_RACE_DATETIME.jpg[.chip.jpg]``.
 
     The date and the extension carry no label, so nothing is asked of them: some published names have a
     blank, a digit too many, or no dot there. A name without the race field keeps age and gender.
 
-    Args:
-        name: the file name, without its folder.
+    Returns age in years, 0 to 116, and the indices into ``GENDERS`` and ``RACES`` (``MISSING`` where there is no race);
+    raises LabelError when age or gender cannot be read, or a value is outside its range.
 
-    Raises:
-        LabelError: when age or gender cannot be read, or a value is outside its range.
+    Example:
+        >>> parse_name("26_1_2_20170116184024662.jpg")
+        (26, 1, 2)
     """
     fields = name.split("_")
     if len(fields) < 3 or not re.fullmatch(r"[0-9]{1,3}", fields[0]):
@@ -76,7 +61,7 @@ def parse_name(name: str) -> Label:
         raise LabelError(f"gender '{gender[:12]}' is not 0 or 1")
     if not re.fullmatch(r"[0-4]?", race):
         raise LabelError(f"race '{race[:12]}' is not 0 to 4")
-    return Label(age, int(gender), int(race) if race else MISSING)
+    return age, int(gender), int(race) if race else MISSING
 
 
 def _lone_digit(field: str) -> str:

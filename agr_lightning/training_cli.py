@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
+from agr_lightning import files
 from agr_lightning.callbacks import (
     AtomicCheckpointIO,
     ConfigWriter,
@@ -28,16 +29,6 @@ from agr_lightning.callbacks import (
 )
 from agr_lightning.checkpoints import TrainedNetwork, load_trained
 from agr_lightning.datamodule import UTKFaceDataModule
-from agr_lightning.files import (
-    BEST,
-    CONFIG_FILE,
-    LAST,
-    RESULTS_FILE,
-    RUNS_FOLDER,
-    SPLITS_FOLDER,
-    number_of,
-    reserve_run,
-)
 from agr_lightning.inference.photos import PhotoOptions
 from agr_lightning.messages import PROGRAM, OneLineErrors, UserError
 from agr_lightning.module import AGRModule
@@ -113,7 +104,7 @@ class AGRCommandLine(LightningCLI):
         self.root = Path(self.config.trainer.default_root_dir or ".")
         self.trained: TrainedNetwork | None = None
         if self.config.ckpt_path is None and self.command == "validate":
-            raise UserError(f"`validate` needs weights: give --ckpt_path FILE, a run folder, '{BEST}' or '{LAST}'.")
+            raise UserError("`validate` needs weights: give --ckpt_path FILE, a run folder, 'best' or 'last'.")
         if self.config.ckpt_path is not None or self.command in ("test", "predict"):
             self.trained = load_trained(self.config.ckpt_path, self.root)
             if self.trained.exported and self.command == "fit":
@@ -138,7 +129,7 @@ class AGRCommandLine(LightningCLI):
             stored.pop("data.synthetic", None)
         if self.config.data.synthetic:
             stored.pop("data.root", None)
-        lists = trained.path.resolve().parents[1] / SPLITS_FOLDER
+        lists = trained.path.resolve().parents[1] / files.SPLITS_FOLDER
         same_images = self.config.data.synthetic in (0, stored.get("data.synthetic", 0))
         if (lists / "test.txt").is_file() and same_images and not trained.exported:
             stored["data.split"] = os.path.relpath(lists)
@@ -167,10 +158,10 @@ class AGRCommandLine(LightningCLI):
         version = None
         if self.command == "fit" and self.trained is not None:
             run = self.trained.path.resolve().parents[1]
-            version = number_of(run) if run.parent == (self.root / RUNS_FOLDER).resolve() else None
+            version = files.number_of(run) if run.parent == (self.root / files.RUNS_FOLDER).resolve() else None
         if version is None and getattr(rank_zero_only, "rank", 0) == 0:
-            version = reserve_run(self.root)
-        return TensorBoardLogger(self.root.resolve(), RUNS_FOLDER, version, default_hp_metric=False)
+            version = files.reserve_run(self.root)
+        return TensorBoardLogger(self.root.resolve(), files.RUNS_FOLDER, version, default_hp_metric=False)
 
     def _callbacks(self, logged: bool) -> list[Callback]:
         saved = self.config.clone()
@@ -217,11 +208,11 @@ def run(command: str, options: Sequence[str], description: str = "", model_class
 
 def _test_best(cli: AGRCommandLine) -> str:
     """Tests the best checkpoint of a training, where there is one, and returns its path."""
-    kept = _checkpoint(cli.trainer, BEST)
+    kept = _checkpoint(cli.trainer, files.BEST)
     path = "" if kept is None else kept.best_model_path
     if cli.config.test_after_fit and kept is not None:
         if not path:
-            _log.info(f"No {BEST}.ckpt, since nothing was validated: so nothing is tested either.")
+            _log.info(f"No {files.BEST}.ckpt, since nothing was validated: so nothing is tested either.")
         elif cli.datamodule.samples("test").empty:
             _log.info("No images are left for a test.")
         else:
@@ -237,7 +228,7 @@ def _log_places(trainer: Trainer, checkpoint: str) -> None:
     _log.info(f"Run folder   {_typed(folder)}")
     if isinstance(trainer.logger, TensorBoardLogger):
         _log.info(f"Curves       {_UV}tensorboard --logdir {_typed(folder.parent)}")
-    if (folder / RESULTS_FILE).is_file():
+    if (folder / files.RESULTS_FILE).is_file():
         _log.info(f"Report       {_UV}{PROGRAM} report {_typed(folder)}")
     if checkpoint:
         _log.info(f"Checkpoint   {_typed(checkpoint)}")
@@ -246,9 +237,9 @@ def _log_places(trainer: Trainer, checkpoint: str) -> None:
 
 def _log_how_to_resume(trainer: Trainer) -> None:
     # By the checkpoint and not by run_folder, which asks the other processes: they may be gone.
-    kept = _checkpoint(trainer, LAST)
+    kept = _checkpoint(trainer, files.LAST)
     if kept is not None and Path(kept.best_model_path).is_file():
-        config = _typed(Path(kept.best_model_path).parents[1] / CONFIG_FILE)
+        config = _typed(Path(kept.best_model_path).parents[1] / files.CONFIG_FILE)
         _log.info(f"Resume       {_UV}{PROGRAM} fit --config {config} --ckpt_path {_typed(kept.best_model_path)}")
 
 

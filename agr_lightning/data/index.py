@@ -116,8 +116,7 @@ def _read_labels(files: list[str]) -> tuple[pd.DataFrame, dict[str, str]]:
             file.encode()
             if "\n" in file or "\r" in file:
                 raise LabelError("line break in the file name")  # which no list of names could hold
-            label = parse_name(name)
-            rows.append((file, name, label.age, label.gender, label.race))
+            rows.append((file, name, *parse_name(name)))
         except UnicodeEncodeError:
             rejects[file] = "file name is not UTF-8"
         except LabelError as error:
