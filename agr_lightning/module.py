@@ -267,9 +267,8 @@ class AGRModule(BaseModule):
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
-        table = self.table.compute()
         if self._calibrating():
-            self.network.calibration.load_state_dict(fit_calibration(table))
+            self.network.calibration.load_state_dict(fit_calibration(self.table.compute()))
 
     def _calibrating(self) -> bool:
         return self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
