@@ -42,7 +42,7 @@ class BaseModule(lightning.LightningModule):
         self.seen: Seen | None = dict.fromkeys(SEEN, np.empty(0, np.int64))
         self.loaded_from = ""
         self.checkpoint_epoch: int | None = None
-        self._resumed_schedule: dict[str, str | int] = {}
+        self._resumed_schedule = ""
 
     def take(self, trained: TrainedNetwork) -> None:
         """Takes over a trained network, and what it has seen; raises UserError when it is one of another form."""
@@ -98,23 +98,21 @@ class BaseModule(lightning.LightningModule):
             groups.append({"name": f"{name}_biases", "params": biases, **chosen, "weight_decay": 0.0})
         return groups
 
-    def _schedule(self) -> dict[str, str | int]:
-        """What a resumed run must share with the run that it resumes."""
+    def _schedule(self) -> str:
+        """Optimizer and schedule, which a resumed run must share with the one that it resumes."""
         if not self.trainer.optimizers:
-            return {}
+            return ""
         schedule = self.trainer.lr_scheduler_configs[0].scheduler
-        kinds = {"--model.optimizer": type(self.trainer.optimizers[0]), "--model.lr_scheduler": type(schedule)}
-        names: dict[str, str | int] = {option: kind.__name__ for option, kind in kinds.items()}
-        return names | ({"training steps": schedule.total_steps} if isinstance(schedule, OneCycleLR) else {})
+        steps = f" over {schedule.total_steps} training steps" if isinstance(schedule, OneCycleLR) else ""
+        return f"{type(self.trainer.optimizers[0]).__name__} and {type(schedule).__name__}{steps}"
 
     def check_resumed(self) -> None:
         """Raises UserError where the run that begins has another schedule than the one that it resumes."""
-        for name, now in self._schedule().items():
-            if (then := self._resumed_schedule.get(name, now)) != now:
-                raise UserError(
-                    f"the checkpoint is of a run with {name} {then}, this one has {now}: resume it with its own "
-                    "--config RUN/config.yaml, or start a new run from its weights with --model.weights FILE."
-                )
+        if self._resumed_schedule not in ("", self._schedule()):
+            raise UserError(
+                f"the checkpoint is of a run with {self._resumed_schedule}, this one has {self._schedule()}: resume it "
+                "with its own --config RUN/config.yaml, or start a new run from its weights with --model.weights FILE."
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data, seen = self.trainer.datamodule, self._seen_so_far()  # type: ignore[attr-defined]
@@ -142,7 +140,7 @@ class BaseModule(lightning.LightningModule):
         trained = parse_trained(checkpoint, "the checkpoint")
         self.seen, self.checkpoint_epoch = trained.seen, trained.epoch
         if fitting:
-            self._resumed_schedule = checkpoint[KEY].get("schedule", {})
+            self._resumed_schedule = checkpoint[KEY].get("schedule", "")
             checkpoint["state_dict"]["loss.race_weights"] = self.loss.race_weights.clone()  # what the options say now
         else:  # a callback that averages weights would put those of the last step in
             checkpoint.pop("callbacks", None)

@@ -4,9 +4,8 @@ import io
 import logging
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,9 +24,6 @@ from agr_lightning.inference.predict import Format, TableWriter, annotator, join
 from agr_lightning.inference.predictor import answers
 from agr_lightning.models.network import Predictions
 from agr_lightning.module import AGRModule
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _log = logging.getLogger(__name__)
 
@@ -220,8 +216,8 @@ class ResultsWriter(Callback):
         }
 
 
-def _save_figures(trainer: Trainer, folder: Path, figures: "Mapping[str, Figure]", stage: str) -> None:
-    """Writes figures as PNG files, and shows them in TensorBoard."""
+def _save_figures(trainer: Trainer, folder: Path, figures: dict[str, Any], stage: str) -> None:
+    """Writes matplotlib's figures as PNG files, and shows them in TensorBoard."""
     (folder / files.FIGURES_FOLDER).mkdir(exist_ok=True)
     for name, figure in figures.items():
         with files.atomic_write(folder / files.FIGURES_FOLDER / f"{name}.png") as file:

@@ -44,14 +44,11 @@ start here, without any data:
 
 
 def main(args: Sequence[str] | None = None, **classes: type) -> int:
-    """Runs one command.
+    """Runs one command, and returns 0, 1 for an error while running, or 2 for options that cannot be understood.
 
     Args:
         args: the command and its options; None for those of this process.
         **classes: ``model_class``, a subclass of ``AGRModule`` for the commands of a Trainer.
-
-    Returns:
-        The exit code: 0; 1 for an error while running; 2 for a command line that cannot be understood.
     """
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words

@@ -153,7 +153,7 @@ def reserve_run(root: Path) -> int:
 
 
 def read_results(run: str) -> tuple[Path, dict[str, Any]]:
-    """The folder and results of a tested run, named by folder or by results.json; raises UserError for anything else."""
+    """The folder and results of a tested run, named by the folder or the file; raises UserError for anything else."""
     named = user_path(run)
     path = named / RESULTS_FILE if named.is_dir() else named
     if not named.exists():

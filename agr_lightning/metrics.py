@@ -65,11 +65,7 @@ class MeanLosses(Metric):
 
 
 class StageMetrics(nn.Module):
-    """Losses and scores of one stage.
-
-    Args:
-        tasks: which tasks the network has.
-    """
+    """Losses and scores of one stage, of the tasks that a network has."""
 
     def __init__(self, tasks: tuple[Task, ...]) -> None:
         super().__init__()
@@ -84,11 +80,7 @@ class StageMetrics(nn.Module):
             score.update(getattr(predictions, task).detach(), labels[task])  # type: ignore[operator]
 
     def compute(self, total: Callable[[dict[Task, Tensor]], Tensor]) -> dict[str, Tensor]:
-        """``loss``, ``loss_TASK`` and the ``SCORES`` of all samples; to be called on all processes.
-
-        Args:
-            total: what makes a scalar of the tasks' losses.
-        """
+        """``loss``, the ``total`` of the tasks' losses, ``loss_TASK`` and the ``SCORES``; for all processes to call."""
         losses = self.losses.compute()
         found = {"loss": total(losses).detach(), **{f"loss_{task}": loss for task, loss in losses.items()}}
         return found | {name: score.compute() for name, score in self.scores.items()}  # type: ignore[operator]
@@ -100,11 +92,7 @@ class StageMetrics(nn.Module):
 
 
 class PredictionTable(Metric):
-    """Labels and predictions of every sample, over all processes, in the order of the data set.
-
-    Args:
-        tasks: which tasks the network has.
-    """
+    """Labels and predictions of every sample, over all processes, in the order of the data set."""
 
     full_state_update = False
     rows: list[Tensor]
@@ -127,8 +115,7 @@ class PredictionTable(Metric):
     def compute(self) -> pd.DataFrame:
         """A row a sample, by ``evaluation.metric_table.TABLE_COLUMNS``; NaN for a task that the network does not have.
 
-        Raises:
-            UserError: when outputs are NaN or infinite.
+        Raises UserError when outputs are NaN or infinite.
         """
         table = prediction_table(dim_zero_cat(self.rows).cpu().numpy())
         for task in self.tasks:

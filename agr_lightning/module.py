@@ -31,7 +31,7 @@ Stage = Literal["train", "val", "test"]
 
 
 class AGRModule(BaseModule):
-    """One network for age, gender and race.
+    """One network for age, gender and race; options that cannot work raise UserError.
 
     Example:
         ``AGRModule.load_from_checkpoint("lightning_logs/version_0/checkpoints/best.ckpt")(images).age``
@@ -67,9 +67,6 @@ class AGRModule(BaseModule):
         lr_scheduler: another schedule than one-cycle, by class path; it takes a step after each epoch.
         compile: let torch.compile make the training steps faster; it takes a minute first, for each image size, so
             it pays in long runs.
-
-    Raises:
-        UserError: for values that cannot work.
     """
 
     def __init__(
@@ -141,8 +138,6 @@ class AGRModule(BaseModule):
         self.train_metrics, self.val_metrics, self.test_metrics = (StageMetrics(self.tasks) for _ in range(3))
         self.table = PredictionTable(self.tasks)
 
-    # ------------------------------------------------------------------ steps
-
     def forward(self, images: Tensor) -> Predictions:
         """Age in years with its interval, and probabilities of gender and race.
 
@@ -195,8 +190,6 @@ class AGRModule(BaseModule):
             # The same on all processes already; without sync_dist Lightning warns that it might not be.
             self.log(f"{stage}/{name}", value, prog_bar=shown, sync_dist=True)
         metrics.reset()
-
-    # ------------------------------------------------------------------ around the steps
 
     def setup(self, stage: str) -> None:
         """Prepares what only training needs: seeds, teachers and class weights."""

@@ -331,7 +331,7 @@ def test_a_resumed_run_stays_in_its_folder_and_knows_its_best(run: Run, here: Pa
     assert [path.name for path in (here / "lightning_logs").iterdir()] == ["version_0"]
     assert (folder / "best.ckpt").read_bytes() == before
     code, _, err = run(*options, "--trainer.max_epochs", "3", "--ckpt_path", "last")
-    assert code == 1 and "is of a run with training steps 12, this one has 18" in err
+    assert code == 1 and "over 12 training steps, this one has AdamW and OneCycleLR over 18" in err
 
 
 def test_the_best_of_a_run_that_was_moved_stays_known(run: Run, here: Path) -> None:

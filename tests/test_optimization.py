@@ -158,15 +158,19 @@ def test_training_stops_early(run: Run, here: Path) -> None:
         (
             (),
             ("--model.optimizer", "torch.optim.SGD"),
-            "--model.optimizer AdamW, this one has SGD: resume it with its own",
+            "a run with AdamW and OneCycleLR over 12 training steps, this one has SGD and OneCycleLR",
         ),
         (
             ("--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "1"),
             (),
-            "--model.lr_scheduler StepLR, this",
+            "a run with AdamW and StepLR, this one has AdamW and OneCycleLR",
         ),
-        ((), ("--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "1"), "this one has StepLR"),
-        ((), ("--trainer.max_epochs", "3"), "is of a run with training steps 12, this one has 18"),
+        (
+            (),
+            ("--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "1"),
+            "this one has AdamW and StepLR: resume it with its own",
+        ),
+        ((), ("--trainer.max_epochs", "3"), "over 12 training steps, this one has AdamW and OneCycleLR over 18"),
     ],
 )
 def test_a_run_is_resumed_as_it_was_begun(

@@ -33,9 +33,6 @@ def compare(runs: list[str], output: str | None = None) -> str:
     Args:
         runs: run folders, or results.json files.
         output: folder for comparison.md, comparison.csv and comparison.png; null writes none.
-
-    Raises:
-        UserError: when a run has no results that can be read.
     """
     table = DataFrame([_read(run) for run in runs])
     folder = None if output is None else user_path(output)

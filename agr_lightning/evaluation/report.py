@@ -22,17 +22,11 @@ _NO_OPTIONS: dict[str, dict[str, str]] = {"data": {}, "model": {}, "trainer": {}
 
 
 def report(run: str, no_faces: bool = False) -> str:
-    """Writes report.html, one page that opens offline, and MODEL_CARD.md into the folder of a tested run.
+    """Writes report.html, one page that opens offline, and MODEL_CARD.md into the folder of a tested run; returns both.
 
     Args:
         run: the run's folder, or its results.json.
         no_faces: leave out the grids of photos, for a page that may be passed on.
-
-    Returns:
-        The paths of the page and the card, a line each.
-
-    Raises:
-        UserError: when the run has no results of this version.
     """
     folder, results = files.read_results(run)
     try:

@@ -164,9 +164,8 @@ def _classes(table: DataFrame, task: ClassTask) -> Entry | None:
     known, n = ~np.isnan(metric_table.hits(table, task)), len(CLASSES[task])
     if not known.any():
         return None
-    counts = np.bincount(table[task][known] * n + metric_table.predicted(table, task)[known], minlength=n * n).reshape(
-        n, n
-    )
+    pairs = table[task][known] * n + metric_table.predicted(table, task)[known]
+    counts = np.bincount(pairs, minlength=n * n).reshape(n, n)
     right, labelled, chosen = Series(counts.diagonal()), counts.sum(1), counts.sum(0)
     scores = {"precision": right / chosen, "recall": right / labelled, "f1": 2 * right / (labelled + chosen)}
     classes = DataFrame({"class": CLASSES[task], "n": labelled, **scores}).astype(object)
@@ -175,9 +174,8 @@ def _classes(table: DataFrame, task: ClassTask) -> Entry | None:
 
 def _reliability(table: DataFrame, task: ClassTask, temperature: float) -> Entry | None:
     """How often the classifier is right where it is so and so sure."""
-    faces = DataFrame(
-        {"confidence": metric_table.confidence(table, task), "accuracy": metric_table.hits(table, task)}
-    ).dropna()
+    found = {"confidence": metric_table.confidence(table, task), "accuracy": metric_table.hits(table, task)}
+    faces = DataFrame(found).dropna()
     if faces.empty:
         return None
     bins = faces.groupby(metric_table.confidence_bin(faces["confidence"].to_numpy()))
