@@ -211,7 +211,7 @@ def test_balancing_draws_the_unlabelled_as_often_as_before() -> None:
 @given(st.integers(0, 60), st.integers(1, 5))
 def test_evaluation_draws_every_sample_once_over_all_ranks(size: int, ranks: int) -> None:
     samplers = [EvalSampler(size, rank, ranks) for rank in range(ranks)]
-    drawn = [draw.index for sampler in samplers for draw in sampler]
+    drawn = [index for sampler in samplers for index in sampler]
     assert sorted(drawn) == list(range(size)) and sum(map(len, samplers)) == size
 
 

@@ -90,15 +90,15 @@ class TrainSampler(DistributedSampler[Draw]):
             yield Draw(epoch, position, int(order[position % self._size]))
 
 
-class EvalSampler(DistributedSampler[Draw]):
+class EvalSampler(DistributedSampler[int]):
     """Each of ``size`` samples once, over all ranks together: no padding, so that figures are exact."""
 
     def __init__(self, size: int, rank: int = 0, ranks: int = 1) -> None:
         super().__init__(range(size), ranks, rank, shuffle=False)  # type: ignore[arg-type]
         self._own = range(rank, size, ranks)
 
-    def __iter__(self) -> Iterator[Draw]:
-        return (Draw(0, index, index) for index in self._own)
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._own)
 
     def __len__(self) -> int:
         return len(self._own)
@@ -126,25 +126,27 @@ class FaceDataset(Dataset[Batch]):
         self, samples: pd.DataFrame, images: Path, augmentation: Augmentation | None = None, seed: int = 0
     ) -> None:
         self._images, self._augmentation, self._seed = images, augmentation, seed
-        # Numbers alone, int64 ``(4, samples)``: names would be copied to every loader worker.
-        self._numbers = samples[["row", "age", "gender", "race"]].to_numpy(np.int64).T
+        # Numbers alone: names would be copied to every loader worker.
+        self._rows, self._age, self._gender, self._race = (
+            samples[name].to_numpy(np.int64) for name in ("row", "age", "gender", "race")
+        )
 
     def __len__(self) -> int:
-        return len(self._numbers[0])
+        return len(self._rows)
 
-    def __getitems__(self, draws: Sequence[Draw]) -> Batch:
-        """The batch of these draws; what a DataLoader asks for."""
-        index = np.array([draw.index for draw in draws])
-        rows, age, gender, race = self._numbers.take(index, axis=1)
-        images = read_rows(self._images, rows)
+    def __getitems__(self, draws: Sequence[Draw | int]) -> Batch:
+        """The batch of these draws, or of these indices; what a DataLoader asks for."""
+        known = [draw if isinstance(draw, Draw) else Draw(0, draw, draw) for draw in draws]
+        index = np.array([draw.index for draw in known])
+        images = read_rows(self._images, self._rows[index])
         if self._augmentation is not None:
-            for image, draw in zip(images, draws, strict=True):
+            for image, draw in zip(images, known, strict=True):
                 image[:] = self._augmentation(image, (self._seed, draw.epoch, draw.position))
         return Batch(
             torch.from_numpy(images).permute(0, 3, 1, 2),
-            torch.from_numpy(age.astype(np.float32)),
-            torch.from_numpy(gender),
-            torch.from_numpy(race),
+            torch.from_numpy(self._age[index].astype(np.float32)),
+            torch.from_numpy(self._gender[index]),
+            torch.from_numpy(self._race[index]),
             torch.from_numpy(index),
         )
 
@@ -165,7 +167,10 @@ def cached_images(index: Index, size: int, cache_dir: str | None = None) -> Path
 
     The file is made in the first call and found in later ones, by the images' paths, sizes and times of change. It
     appears whole or not at all, so that a killed process leaves nothing to trip over. Its rows are the ``row`` of the
-    index's samples. Raises UserError when an image has become unreadable meanwhile.
+    index's samples.
+
+    Raises:
+        UserError: when an image has become unreadable meanwhile.
     """
     key = hashlib.sha256(f"{_CACHE_VERSION} {size}".encode())
     for file, *stamp in index.samples[["file", "size", "mtime_ns"]].itertuples(index=False):
