@@ -85,7 +85,7 @@ class AGRCommandLine(LightningCLI):
             # Keeps hyperparameters as the constructors get them: plain values.
             load_from_checkpoint_support=False,
             auto_configure_optimizers=False,
-            trainer_defaults={"max_epochs": 20, "use_distributed_sampler": False},
+            trainer_defaults={"max_epochs": 20, "log_every_n_steps": 10, "use_distributed_sampler": False},
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -148,6 +148,8 @@ class AGRCommandLine(LightningCLI):
             ours = self._callbacks(bool(kwargs.get("logger", options.logger)))
             keeps = options.enable_checkpointing is not False
             callbacks += [each for each in ours if keeps or not isinstance(each, ModelCheckpoint)]
+        if options.barebones:  # which refuses what is on by default here
+            kwargs["log_every_n_steps"] = None
         plugins = options.plugins if isinstance(options.plugins, list) else [options.plugins] if options.plugins else []
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, AtomicCheckpointIO()]
