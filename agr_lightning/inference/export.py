@@ -27,9 +27,6 @@ from agr_lightning.models.network import AGRNetwork
 # How many faces the answers of an ONNX file are compared on.
 _FACES = 64
 
-# How far a file's answers may be from the network's, years and probability: with weights in 32 bits, and in 16.
-_LIMITS, _HALF_LIMITS = (0.01, 1e-4), (0.1, 0.01)
-
 
 def export(ckpt_path: str | None = None, output: str = "", images: str | None = None, half: bool = False) -> str:
     """Writes the network of a checkpoint into one file that loads without running code, and says so in a sentence.
@@ -60,12 +57,12 @@ def export(ckpt_path: str | None = None, output: str = "", images: str | None = 
     else:
         photos = find_photos(images or str(draw_cards(_FACES, seed=0)), "--images")
         faces = [read_rgb(photo) for photo in photos[:: -(-len(photos) // _FACES)]]  # from all over the folder
-        whole = _Whole(trained.network()).eval()
-        content = _to_onnx(whole, trained.epoch, half)
+        network = trained.network()
+        content = _to_onnx(network, trained.epoch, half)
         with atomic_write(path) as file:
             file.write(content)
             file.flush()
-            text = _compare(whole, Path(file.name), faces, _HALF_LIMITS if half else _LIMITS)
+            text = _compare(network, Path(file.name), faces, (0.1, 0.01) if half else (0.01, 1e-4))
     return f"{path}: {path.stat().st_size / 1e6:.1f} MB, {trained.config.backbone}, {text}"
 
 
@@ -74,27 +71,27 @@ class _Whole(nn.Module):
 
     def __init__(self, network: AGRNetwork) -> None:
         super().__init__()
-        self.network, self.size = network, network.config.image_size
+        self.network = network
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Those of ``OUTPUTS`` that the network has, for RGB uint8 ``(batch, 3, height, width)``."""
-        resized = F.interpolate(images.float(), (self.size, self.size), mode="bilinear", antialias=True)
+        size = self.network.config.image_size
+        resized = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
         return [value for value in self.network.predict(resized) if value is not None]
 
 
-def _to_onnx(whole: _Whole, epoch: int | None, half: bool) -> bytes:
+def _to_onnx(network: AGRNetwork, epoch: int | None, half: bool) -> bytes:
     try:
         import onnx
         import onnxruntime  # noqa: F401 (asked for before the work begins)
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(f"ONNX {needs(str(error.name), 'onnx')}.") from None
-    config = whole.network.config
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    config = network.config
+    with warnings.catch_warnings(action="ignore"):
         program = torch.onnx.export(
-            whole,
-            (torch.zeros(2, 3, whole.size + 1, whole.size + 2, dtype=torch.uint8),),
+            _Whole(network).eval(),
+            (torch.zeros(2, 3, config.image_size + 1, config.image_size + 2, dtype=torch.uint8),),
             dynamo=True,
             opset_version=18,  # with which resizing with anti-aliasing came
             input_names=[ONNX_INPUT],
@@ -124,7 +121,7 @@ def _to_onnx(whole: _Whole, epoch: int | None, half: bool) -> bytes:
         # JSON has neither NaN nor infinity.
         "calibration": {
             name: [number if math.isfinite(number) else None for number in value.flatten().tolist()]
-            for name, value in whole.network.calibration.state_dict().items()
+            for name, value in network.calibration.state_dict().items()
         },
         "epoch": epoch,
     }
@@ -134,23 +131,23 @@ def _to_onnx(whole: _Whole, epoch: int | None, half: bool) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _compare(whole: _Whole, file: Path, faces: Sequence[NDArray[np.uint8]], limits: tuple[float, float]) -> str:
+def _compare(network: AGRNetwork, file: Path, faces: Sequence[NDArray[np.uint8]], limits: tuple[float, float]) -> str:
     """Compares both's answers for faces, in words: at the network's size in one batch, and each as it is."""
-    engine, _ = load_onnx(file, "--output")
+    engine, config = load_onnx(file, "--output")
     worst = {"years": 0.0, "probability": 0.0}
-    for batch in [np.stack([resize(face, whole.size) for face in faces]), *(face[None] for face in faces)]:
+    for batch in [np.stack([resize(face, config.image_size) for face in faces]), *(face[None] for face in faces)]:
         found = engine(batch)
         with torch.inference_mode():
-            expected = dict(zip(found, whole(torch.from_numpy(batch).permute(0, 3, 1, 2)), strict=True))
-        if "age" in found:
-            # Those of the age that was found: they jump where the calibration's next bin begins.
-            ends = whole.network.calibration.age_interval(torch.from_numpy(found["age"]))
-            expected |= dict(zip(("age_low", "age_high"), ends, strict=True))
-        for name, right in expected.items():
+            expected = network.predict(torch.from_numpy(batch).permute(0, 3, 1, 2))
+            if expected.age is not None:
+                # Those of the age that was found: they jump where the calibration's next bin begins.
+                low, high = network.calibration.age_interval(torch.from_numpy(found["age"]))
+                expected = expected._replace(age_low=low, age_high=high)
+        for name, right in expected.arrays().items():
+            # Both ends of an interval that was never calibrated are NaN.
+            gap = np.where(np.isnan(found[name]) & np.isnan(right), 0, np.abs(found[name] - right)).max()
             unit = "probability" if name in CLASSES else "years"
-            gap = np.abs(found[name] - right.numpy())
-            gap[np.isnan(found[name]) & np.isnan(right.numpy())] = 0  # the ends of an interval never calibrated
-            worst[unit] = np.maximum(worst[unit], gap.max())  # unlike max, NaN if one of both is
+            worst[unit] = np.maximum(worst[unit], gap)  # unlike max, NaN if one of both is
     years, probability = worst.values()
     text = f"at most {years:.1g} years and {probability:.1g} probability from the checkpoint's, on {len(faces):,} faces"
     if not (years <= limits[0] and probability <= limits[1]):
