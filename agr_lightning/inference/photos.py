@@ -49,7 +49,7 @@ def find_photos(path: str | None, option: str = "--data.predict_path") -> list[P
         if not any(lines):
             raise UserError(f"{option} {path} names no photo.")
         # A file that is not there is an input like any other, and gets a row that says so.
-        return [Path(os.path.expanduser(line)) for line in lines if line]  # noqa: PTH111 (never fails)
+        return [user_path(line) for line in lines if line]
     if named.is_dir():
         files = sorted(named / name for name in walk_files(named))
         photos = [file for file in files if file.suffix.lower() in EXTENSIONS | VIDEO_EXTENSIONS]
@@ -146,12 +146,10 @@ class PhotoReader:
     def read(self, path: Path, content: bytes | None = None) -> Iterator[Photo]:
         """The photo or the frames in a file, or in its ``content``; what cannot be used is a photo with a problem."""
         try:
-            if content is not None:
-                yield self.look(decode_rgb(content), path)
-            elif path.suffix.lower() in VIDEO_EXTENSIONS:
+            if content is None and path.suffix.lower() in VIDEO_EXTENSIONS:
                 yield from self._frames(path)
             else:
-                yield self.look(read_rgb(path), path)
+                yield self.look(read_rgb(path) if content is None else decode_rgb(content), path)
             return
         except ImageError as error:
             problem = str(error)
@@ -215,12 +213,12 @@ def _read_ahead(inputs: Sequence[tuple[int, Path]], reader: PhotoReader, ahead: 
         photos = (replace(photo, index=index) for photo in reader.read(path))
         return photos if path.suffix.lower() in VIDEO_EXTENSIONS else list(photos)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        started = (pool.submit(read, *one) for one in inputs)
-        reading = deque(islice(started, ahead))
-        try:
-            while reading:
-                yield from reading.popleft().result()
-                reading.extend(islice(started, 1))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    pool = ThreadPoolExecutor(os.cpu_count())
+    started = (pool.submit(read, *one) for one in inputs)
+    reading = deque(islice(started, ahead))
+    try:
+        while reading:
+            yield from reading.popleft().result()
+            reading.extend(islice(started, 1))
+    finally:
+        pool.shutdown(cancel_futures=True)

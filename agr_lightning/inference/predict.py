@@ -197,14 +197,15 @@ def label(answer: Answer, face: int | None = None) -> str:
 
 def annotator(folder: str, inputs: Sequence[Path]) -> Annotator:
     """What writes copies as JPEG files, in ``folder`` as the inputs lie in theirs; none may take an input's place."""
-    absolute = {Path(os.path.abspath(path)) for path in inputs}  # noqa: PTH100 (keeps links)
+    root = Path(os.path.abspath(user_path(folder)))  # noqa: PTH100 (keeps links)
+    absolute = {Path(os.path.abspath(path)) for path in inputs}  # noqa: PTH100
     shared = os.path.commonpath([path.parent for path in absolute])
 
     def target(path: Path, seconds: float | None = None) -> Path:
         below = Path(os.path.relpath(path, shared))
         frame = "" if seconds is None else f".{seconds:09.3f}s"
         suffix = "" if path.suffix.lower() in (".jpg", ".jpeg") and not frame else ".jpg"
-        return Path(os.path.abspath(user_path(folder) / below.with_name(f"{below.name}{frame}{suffix}")))  # noqa: PTH100
+        return root / below.with_name(f"{below.name}{frame}{suffix}")
 
     def write(photo: Photo, answers: Sequence[Answer]) -> None:
         if photo.picture is not None:  # it could be used
@@ -213,7 +214,6 @@ def annotator(folder: str, inputs: Sequence[Path]) -> Annotator:
             with atomic_write(path) as file:
                 draw(photo, answers).save(file, "JPEG", quality=90, comment=COPY_COMMENT)
 
-    for path in absolute:
-        if target(path) in absolute:
-            raise UserError(f"--annotate {folder} would overwrite {path.name}, an input: name another folder.")
+    if lost := absolute & {target(path) for path in absolute}:
+        raise UserError(f"--annotate {folder} would overwrite {min(lost).name}, an input: name another folder.")
     return write

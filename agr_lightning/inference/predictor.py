@@ -89,13 +89,12 @@ class Predictor:
         self.image_size, self.source, self.of_cards = image_size, source, of_cards
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str] | None = None, root: Path = Path()) -> "Predictor":
+    def load(cls, path: str | os.PathLike[str] | None = None) -> "Predictor":
         """Reads a trained network, without running any code in its file; raises UserError when there is none.
 
         Args:
             path: an exported .onnx or .safetensors file, a checkpoint, a run folder, ``best`` or ``last``; ``agr`` or
                 ``small`` for a shipped network; None for ``agr``.
-            root: the folder whose ``lightning_logs`` is meant by ``best`` and ``last``.
         """
         named = None if path is None else os.fspath(path)
         if named is not None and Path(named).suffix.lower() == ONNX_SUFFIX:
@@ -106,7 +105,7 @@ class Predictor:
 
         from agr_lightning.checkpoints import load_trained
 
-        trained = load_trained(named, root)
+        trained = load_trained(named)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         network = trained.network().to(device)
 
