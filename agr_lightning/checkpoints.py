@@ -130,13 +130,11 @@ def load_trained(named: str | None = None, root: Path = Path(), option: str = "-
     path = find_checkpoint(named, root, option)
     if path.suffix.lower() == files.ONNX_SUFFIX:
         raise UserError(
-            f"{option} {path}: an ONNX file is for predict alone, without --config, --model and --trainer options."
+            f"{option} {path}: an ONNX file is for predict, without --config, --model or --trainer options."
         )
     trained = read_weights(path, option)[1]
     if trained is None:
-        raise UserError(
-            f"{option} {path} holds weights, but does not say of what: start training from it with --model.weights."
-        )
+        raise UserError(f"{option} {path} does not say what its weights are of: name it with --model.weights.")
     return trained
 
 
@@ -175,10 +173,8 @@ def parse_trained(content: Mapping[str, Any], file: str, path: Path = Path()) ->
     found, state = content.get(KEY), dict(content["state_dict"])
     facts: dict[str, Any] = found if isinstance(found, dict) else {}
     if facts.get("format") != FORMAT:
-        raise UserError(
-            f"{file} is of another version of this project (format {str(facts.get('format'))[:20]}, not {FORMAT}): "
-            "install the version that wrote it, or train or export again."
-        )
+        written = str(facts.get("format"))[:20]
+        raise UserError(f"{file} is of another version of this project (format {written}, not {FORMAT}): train again.")
     images = {name: state.pop(name, facts.get(name)) for name in SEEN}
     options = {"model": content.get("hyper_parameters", {}), "data": content.get("datamodule_hyper_parameters", {})}
     data: Any = facts.get("data")

@@ -63,11 +63,8 @@ def main(args: Sequence[str] | None = None, **classes: type) -> int:
         return 0
     command, *options = words
     if command not in COMMANDS:
-        kind = "option" if command.startswith("-") else "command"
-        known = ("--help", "--version") if kind == "option" else COMMANDS
-        return _fail(
-            f"no {kind} is called '{command}'{did_you_mean(command, known)}; commands: {', '.join(COMMANDS)}.", 2
-        )
+        nearest = did_you_mean(command, (*COMMANDS, "--help", "--version"))
+        return _fail(f"no command is called '{command}'{nearest}; commands: {', '.join(COMMANDS)}.", 2)
     try:
         with console_logging():
             _run(command, _as_text(options), classes)

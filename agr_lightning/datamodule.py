@@ -140,15 +140,10 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         needed: dict[str, tuple[SplitName, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
         for name in needed[stage]:
             if self._splits[name].empty:
-                raise UserError(
-                    f"the split leaves no images for {name}: use more images, or another --data.split, "
-                    "--data.val_fraction, --data.test_fraction, --data.age_min, --data.age_max or --data.max_samples."
-                )
+                raise UserError(f"no images are left for {name}: use more, or change --data.split or what limits it.")
         images, batch_size = len(self._splits.get("train", ())), self.hparams["batch_size"]
         if stage == "fit" and min(images, batch_size) < 2:
-            raise UserError(
-                f"training needs 2 images in a batch: there are {images:,}, and --data.batch_size is {batch_size}."
-            )
+            raise UserError(f"--data.batch_size {batch_size}, {images:,} images: training needs 2 in a batch.")
 
     def train_dataloader(self) -> DataLoader[Batch]:
         samples, balance = self.samples("train"), self.hparams["balance"]
@@ -210,9 +205,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
             root = str(draw_cards(self.hparams["synthetic"], self.hparams["seed"], self.hparams["cache_dir"]))
             option = "--data.synthetic"
         if root is None:
-            raise UserError(
-                "no images: give --data.root FOLDER of UTKFace images, or --data.synthetic 1500 for drawn test cards."
-            )
+            raise UserError("no images: give --data.root FOLDER, or --data.synthetic 1500 for drawn test cards.")
         index = build_index(root, self.hparams["cache_dir"], option)
         _log.info(index.summary())
         samples, names = index.samples, SPLITS
@@ -267,11 +260,9 @@ class UTKFaceDataModule(lightning.LightningDataModule):
     def _eval_loader(self, split: SplitName) -> DataLoader[Batch]:
         samples = self._unseen[split] = self._without_seen(split)
         if samples.empty:
-            raise UserError(
-                f"these weights have seen all images for {split}: test them on others, with --data.test_root FOLDER."
-            )
-        sampler = EvalSampler(len(samples), *self._rank(len(samples)))
-        return self._loader(FaceDataset(samples, self._images(split)), sampler)
+            raise UserError(f"these weights have seen all images for {split}: name others with --data.test_root.")
+        dataset, (rank, ranks) = FaceDataset(samples, self._images(split)), self._rank(len(samples))
+        return self._loader(dataset, EvalSampler(dataset, ranks, rank))
 
     def _loader(self, dataset: FaceDataset, sampler: TrainSampler | EvalSampler) -> DataLoader[Batch]:
         batch_size, workers = self.hparams["batch_size"], self.hparams["num_workers"]

@@ -41,10 +41,7 @@ class Distillation:
         for teacher in trained:
             known = teacher.config.tasks
             if not set(known) & set(tasks):
-                raise UserError(
-                    f"--model.teachers {teacher.name} knows {' and '.join(known)} alone, and has nothing to teach for "
-                    f"--model.tasks [{', '.join(tasks)}]."
-                )
+                raise UserError(f"--model.teachers {teacher.name} knows {' and '.join(known)} alone: name another.")
         return cls([teacher.network() for teacher in trained], weight, trained)
 
     def losses(self, images: Tensor, outputs: dict[Task, Tensor], student: AGRNetwork) -> dict[Task, Tensor]:

@@ -44,12 +44,10 @@ def user_path(text: str) -> Path:
 
 def check_readable(path: Path, option: str) -> None:
     """Raises UserError, with the option that named it, for a file that is missing or cannot be read."""
-    if not path.is_file():
-        raise UserError(f"{option} {path} does not exist.")
     try:
         path.open("rb").close()
     except OSError as error:
-        raise UserError(f"{option} {path} cannot be read ({error.strerror}).") from None
+        raise UserError(f"{option} {path} cannot be read: {error.strerror}.") from None
 
 
 def cache_folder(cache_dir: str | None) -> Path:
@@ -159,10 +157,7 @@ def read_results(run: str) -> tuple[Path, dict[str, Any]]:
     if not named.exists():
         raise UserError(f"{run} does not exist; name run folders like {RUNS_FOLDER}/version_0.")
     if not path.is_file():
-        raise UserError(
-            f"{run} has no {RESULTS_FILE}: test its checkpoint with `test --ckpt_path {run}`, and name the run folder "
-            "that this makes."
-        )
+        raise UserError(f"{run} has no {RESULTS_FILE}: name the run folder that `test --ckpt_path {run}` makes.")
     try:
         return path.parent, dict(json.loads(path.read_text("utf-8")))
     except (ValueError, TypeError, RecursionError):

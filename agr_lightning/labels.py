@@ -54,7 +54,7 @@ def parse_name(name: str) -> tuple[int, int, int]:
         raise LabelError("name is not AGE_GENDER_RACE_DATETIME")
     age, gender = int(fields[0]), fields[1]
     # Three fields: the race is left out, unless the third is a lone digit before the extension.
-    race = fields[2] if len(fields) > 3 else _lone_digit(fields[2])
+    race = fields[2] if len(fields) > 3 else "".join(re.findall(r"^[0-9](?=\.|$)", fields[2]))
     if not AGE_MIN <= age <= AGE_MAX:
         raise LabelError(f"age {age} is not {AGE_MIN} to {AGE_MAX}")
     if not re.fullmatch(r"[01]", gender):
@@ -62,8 +62,3 @@ def parse_name(name: str) -> tuple[int, int, int]:
     if not re.fullmatch(r"[0-4]?", race):
         raise LabelError(f"race '{race[:12]}' is not 0 to 4")
     return age, int(gender), int(race) if race else MISSING
-
-
-def _lone_digit(field: str) -> str:
-    stem = field.split(".")[0]
-    return stem if re.fullmatch(r"[0-9]", stem) else ""

@@ -121,8 +121,5 @@ class PredictionTable(Metric):
         for task in self.tasks:
             outputs = [f"prob_{name}" for name in CLASSES[task]] if task in CLASSES else ["predicted_age"]
             if not np.isfinite(table[outputs].to_numpy()).all():
-                raise UserError(
-                    f"the network's {task} outputs are no numbers any more: training has diverged. "
-                    "Start again with a lower --model.learning_rate."
-                )
+                raise UserError(f"{task} outputs are not finite: train again with a lower --model.learning_rate.")
         return table.drop_duplicates("index").sort_values("index", ignore_index=True)

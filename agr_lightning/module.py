@@ -193,11 +193,8 @@ class AGRModule(BaseModule):
 
     def setup(self, stage: str) -> None:
         """Prepares what only training needs: seeds, teachers and class weights."""
-        if "true" in str(self.trainer.precision) and not str(self.trainer.precision).startswith("32"):
-            raise UserError(
-                f"--trainer.precision {self.trainer.precision}: the network computes its input and its heads in 32 "
-                "bits; expected 32-true, bf16-mixed or 16-mixed."
-            )
+        if "true" in (precision := str(self.trainer.precision)) and precision != "32-true":
+            raise UserError(f"--trainer.precision {precision}: expected 32-true, bf16-mixed or 16-mixed.")
         # What --seed_everything set; noted here because every step sets a seed of its own.
         self._seed = torch.initial_seed() % 2**32 + self.trainer.global_rank * 10**6
         if stage != "fit":
@@ -211,10 +208,7 @@ class AGRModule(BaseModule):
         if "race" in self.tasks and self.trainer.datamodule is not None:  # type: ignore[attr-defined]
             races = self.trainer.datamodule.samples("train")["race"].to_numpy()  # type: ignore[attr-defined]
             if (races == MISSING).all() and self.distillation is None:
-                raise UserError(
-                    "no training image has a race label, so that nothing is learned of race: "
-                    "leave it out with --model.tasks '[age, gender]'."
-                )
+                raise UserError("no training image has a race label: leave it out with --model.tasks '[age, gender]'.")
             if self.hparams["race_class_weights"] == "balanced":
                 self.loss.weigh_races(balanced_weights(np.bincount(races[races >= 0], minlength=len(RACES)).tolist()))
 
@@ -225,10 +219,7 @@ class AGRModule(BaseModule):
         elif self.trainer.ckpt_path:
             self.check_resumed()
         elif options["freeze_epochs"] and not (options["pretrained"] or options["weights"]):
-            raise UserError(
-                f"--model.freeze_epochs {options['freeze_epochs']} would freeze random weights: "
-                "start from --model.pretrained true or --model.weights FILE."
-            )
+            raise UserError("--model.freeze_epochs needs weights: --model.pretrained true, or --model.weights FILE.")
         if self.hparams["compile"]:
             # The network alone: Lightning's logging inside would be compiled again and again. Evaluation stays as it
             # is, since the last batch of each would be one more size.

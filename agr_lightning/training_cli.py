@@ -109,8 +109,7 @@ class AGRCommandLine(LightningCLI):
             self.trained = load_trained(self.config.ckpt_path, self.root)
             if self.trained.exported and self.command == "fit":
                 raise UserError(
-                    f"--ckpt_path {self.trained.name} holds weights, but no run to resume: start a new one from them "
-                    "with --model.weights."
+                    f"--ckpt_path {self.trained.name} holds no run to resume: name it with --model.weights."
                 )
             parser.set_defaults(self._options_of(self.trained, parser))
         self.config = parser.parse_args(args)

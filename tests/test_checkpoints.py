@@ -128,7 +128,7 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "net.safetensors").read_bytes()[:5000])
     (tmp_path / "empty.safetensors").touch()
     for name, message in (
-        ("plain", "holds weights, but does not say of what"),
+        ("plain", "does not say what its weights are of"),
         ("newer", r"is of another version of this project \(format 99, not 2\)"),
         ("nested", "is no checkpoint or safetensors file, or is damaged or cut short"),
         ("cut", "is no checkpoint or safetensors file, or is damaged or cut short"),
@@ -229,7 +229,7 @@ def test_checkpoints_are_found_by_name(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(UserError, match=r"--ckpt_path best: no run under .* has a best\.ckpt"):
         find_checkpoint("best", tmp_path / "elsewhere")
     (tmp_path / "net.onnx").touch()
-    with pytest.raises(UserError, match=r"--ckpt_path net\.onnx: an ONNX file is for predict alone"):
+    with pytest.raises(UserError, match=r"--ckpt_path net\.onnx: an ONNX file is for predict"):
         load_trained("net.onnx")
 
 

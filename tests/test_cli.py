@@ -75,7 +75,7 @@ def test_nothing_heavy_is_imported_before_it_is_used(code: str, heavy: tuple[str
 
 MISTAKES = [
     (("fitt",), "no command is called 'fitt' (did you mean 'fit'?)"),
-    (("--verion",), "no option is called '--verion' (did you mean '--version'?)"),
+    (("--verion",), "no command is called '--verion' (did you mean '--version'?)"),
     (("fit",), "no images: give --data.root FOLDER"),
     (("fit", "--data.root", "nowhere"), "--data.root nowhere does not exist"),
     (("fit", "--data.rot", "x"), "no option is called '--data.rot' (did you mean '--data.root'?)"),
@@ -84,22 +84,22 @@ MISTAKES = [
     (("fit", "--model.backbone", "resnet81"), "resnet81"),
     (("fit", "--model.age_loss", "l3"), "'l1', 'mse', 'smooth_l1'"),
     (("fit", "--model.tasks", "[age,rac]"), "'age', 'gender', 'race'"),
-    (("fit", "--model.tasks", "[]"), "must name at least one task"),
+    (("fit", "--model.tasks", "[]"), "expected any of age, gender, race, each once"),
     (("fit", "--data.augmentation", "lite"), "'none', 'light', 'strong'"),
     (("fit", "--data.balance", "age"), "'none', 'gender', 'race'"),
     (("fit", "--data.batch_size", "many"), "\"data.batch_size\": Expected a <class 'int'>. Got value: many"),
     (("fit", "--model.learning_rate", "-1", "--data.synthetic", "120"), "--model.learning_rate -1.0 must be above 0"),
     (("fit", "--model.dropout", "1"), "--model.dropout 1.0 must be at least 0 and below 1"),
-    (("fit", "--data.synthetic", "120", "--data.val_fraction", "0.9"), "the split leaves no images for train"),
-    (("fit", "--data.synthetic", "120", "--data.val_fraction", "0"), "the split leaves no images for val"),
-    (("fit", "--data.synthetic", "120", "--data.max_samples", "1"), "the split leaves no images for"),
+    (("fit", "--data.synthetic", "120", "--data.val_fraction", "0.9"), "no images are left for train"),
+    (("fit", "--data.synthetic", "120", "--data.val_fraction", "0"), "no images are left for val"),
+    (("fit", "--data.synthetic", "120", "--data.max_samples", "1"), "no images are left for"),
     (
         ("fit", "--data.synthetic", "120", "--data.split", "nowhere"),
         "--data.split nowhere must be 'random' or a folder",
     ),
     (("fit", "--config", "nowhere.yaml"), "nowhere.yaml"),
     (("fit", "--data.synthetic", "120", "--trainer.precision", "bf16-true", *FAST), "--trainer.precision bf16-true"),
-    (("fit", "--data.synthetic", "120", "--data.batch_size", "1"), "training needs 2 images in a batch"),
+    (("fit", "--data.synthetic", "120", "--data.batch_size", "1"), "training needs 2 in a batch"),
     (("fit", "--data.synthetic", "120", "--trainer.default_root_dir", "/dev/null"), "/dev/null"),
     (("fit", "--trainer.strategy", "dpp", "--data.synthetic", "120"), "'dpp'"),
     (("fit", "--data.synthetic", "120", "--trainer.max_epochs", "-1", *FAST), "schedule needs an end"),
@@ -290,7 +290,7 @@ def test_without_checkpoints(run: Run, here: Path) -> None:
 
 def test_a_diverged_run_is_an_error(run: Run, here: Path) -> None:
     code, _, err = run(*FIT, "--model.learning_rate", "1e12")
-    assert code == 1 and "training has diverged" in err and "--model.learning_rate" in err
+    assert code == 1 and "age outputs are not finite" in err and "--model.learning_rate" in err
     assert not list(here.rglob("results.json"))
 
 

@@ -101,7 +101,7 @@ def test_equal_networks_are_told_apart_by_their_run(tested: Path, tmp_path: Path
     ("name", "content", "message"),
     [
         ("gone", None, "gone does not exist; name run folders"),
-        (".", None, ". has no results.json: test its checkpoint with `test --ckpt_path .`"),
+        (".", None, ". has no results.json: name the run folder that `test --ckpt_path .`"),
         ("empty", "", "is not a results.json of this version"),
         ("list", "[1, 2]", "is not a results.json of this version"),
         ("old", '{"metrics": {"intervals": {}}, "groups": [], "test_set": "a"}', "test the run's checkpoint again"),

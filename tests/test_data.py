@@ -472,8 +472,7 @@ def test_race_is_not_learnt_where_nobody_has_a_label(tmp_path: Path, here: Path,
     command = ("fit", *FAST, "--data.root", "a folder", "--trainer.max_epochs", "1")
     code, _, err = run(*command)
     assert code == 1 and err == (
-        "error: no training image has a race label, so that nothing is learned of race: "
-        "leave it out with --model.tasks '[age, gender]'.\n"
+        "error: no training image has a race label: leave it out with --model.tasks '[age, gender]'.\n"
     )
     # What is to be typed next can be typed.
     code, out, err = run(*command, "--model.tasks", "[age, gender]", "--trainer.default_root_dir", "its runs")
@@ -498,7 +497,7 @@ def test_values_that_cannot_work(options: dict[str, object], message: str) -> No
 def test_no_images_at_all() -> None:
     with pytest.raises(UserError, match=r"--data\.root FOLDER"):
         UTKFaceDataModule().setup("fit")
-    with pytest.raises(UserError, match=r"no images for train: .*--data\.age_min"):
+    with pytest.raises(UserError, match=r"no images are left for train: "):
         UTKFaceDataModule(synthetic=20, age_min=116).setup("fit")
 
 
@@ -514,7 +513,7 @@ def test_no_images_at_all() -> None:
     ],
 )
 def test_options_that_leave_a_split_empty(options: dict[str, float]) -> None:
-    with pytest.raises(UserError, match=r"leaves no images for (train|val): .* --data\.val_fraction"):
+    with pytest.raises(UserError, match=r"no images are left for (train|val): "):
         UTKFaceDataModule(synthetic=120, **options).setup("fit")  # type: ignore[arg-type]
 
 

@@ -129,7 +129,7 @@ def test_teachers_are_read_with_what_they_have_seen(here: Path, images: torch.Te
         (
             teachers[1:],
             ("age", "race"),
-            r"b\.safetensors knows gender alone, and has nothing to teach .* \[age, race\]",
+            r"b\.safetensors knows gender alone",
         ),
         (["nowhere.ckpt"], ("age",), r"nowhere\.ckpt does not exist"),
     ):

@@ -447,7 +447,7 @@ def test_what_the_user_can_cure(photos: Path, here: Path, options: dict[str, Any
     [
         (("--faces", "yolo"), 2, "yolo"),
         (("--largest", "0"), 1, "--largest 0 must be 1 or more."),
-        (("--ckpt_path", "a.onnx", "--trainer.devices", "1"), 1, "an ONNX file is for predict alone"),
+        (("--ckpt_path", "a.onnx", "--trainer.devices", "1"), 1, "an ONNX file is for predict"),
         (("--annotate", "a.onnx/x"), 1, "Not a directory"),
         (("--largets", "1"), 2, "no option is called '--largets' (did you mean '--largest'?)"),
     ],

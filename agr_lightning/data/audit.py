@@ -34,16 +34,12 @@ def audit(root: str, output: str | None = None, cache_dir: str | None = None) ->
         }
     )
     groups = [
-        {"files": list(group["name"]), "disagree_on": _disagreement(group)} for group in duplicate_groups(samples)
+        {"files": list(group["name"]), "disagree_on": _disagreement(group)}
+        for _, group in samples[samples.duplicated("group", keep=False)].groupby("group", sort=False)
     ]
     if output is not None:
         atomic_json(user_path(output), _as_json(index, labels, groups))
     return _as_text(index, labels, groups, output)
-
-
-def duplicate_groups(samples: pd.DataFrame) -> list[pd.DataFrame]:
-    """The groups of two or more samples that show the same photo."""
-    return [group for _, group in samples[samples.duplicated("group", keep=False)].groupby("group", sort=False)]
 
 
 def _as_text(index: Index, labels: pd.DataFrame, groups: list[Any], output: str | None) -> str:

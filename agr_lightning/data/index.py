@@ -83,10 +83,7 @@ def build_index(root: str, cache_dir: str | None = None, option: str = "--data.r
     rejects = dict(sorted((rejects | scan[~usable].set_index("file")["reason"].to_dict()).items()))
     if not usable.any():
         first, reason = next(iter(rejects.items()))
-        raise UserError(
-            f"{option} {root} holds {len(files)} files but no usable image; for one, {first}: "
-            f"{reason}. Names should be AGE_GENDER_RACE_DATETIME.jpg."
-        )
+        raise UserError(f"{option} {root}: none of its {len(files):,} files is a usable image; {first}: {reason}.")
     samples = scan[usable]
     names = samples["name"].where(~samples.duplicated("name", keep=False), samples["file"])
     samples = samples.assign(name=names).sort_values("name", ignore_index=True).assign(row=np.arange(len(samples)))
@@ -192,7 +189,6 @@ def _unpack(archive: Path, cache: Path) -> Path:
                 shutil.unpack_archive(archive, target, "tar", filter="data")
     except Exception as error:  # each format raises its own
         raise UserError(
-            f"{archive} cannot be unpacked into {cache}: {error}. It should be a folder, or a whole .zip, .tar or "
-            ".tar.gz archive without a password; --data.cache_dir names a place with more room."
+            f"{archive} cannot be unpacked into {cache} (--data.cache_dir names another): {error}."
         ) from None
     return folder

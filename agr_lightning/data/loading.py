@@ -91,17 +91,13 @@ class TrainSampler(DistributedSampler[Draw]):
 
 
 class EvalSampler(DistributedSampler[int]):
-    """Each of ``size`` samples once, over all ranks together: no padding, so that figures are exact."""
-
-    def __init__(self, size: int, rank: int = 0, ranks: int = 1) -> None:
-        super().__init__(range(size), ranks, rank, shuffle=False)  # type: ignore[arg-type]
-        self._own = range(rank, size, ranks)
+    """Each sample of a dataset once, over all ranks together: no padding, so that figures are exact."""
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._own)
+        return iter(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
 
     def __len__(self) -> int:
-        return len(self._own)
+        return len(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
 
 
 def balancing_weights(classes: ArrayLike) -> NDArray[np.float64]:
@@ -165,12 +161,8 @@ class LazyDataLoader(DataLoader[Batch]):
 def cached_images(index: Index, size: int, cache_dir: str | None = None) -> Path:
     """The .npy file with the images of an index, decoded and resized: uint8 ``(samples, size, size, 3)``, RGB.
 
-    The file is made in the first call and found in later ones, by the images' paths, sizes and times of change. It
-    appears whole or not at all, so that a killed process leaves nothing to trip over. Its rows are the ``row`` of the
-    index's samples.
-
-    Raises:
-        UserError: when an image has become unreadable meanwhile.
+    The file is made in the first call and found in later ones, by the images' paths, sizes and times of change; its
+    rows are the ``row`` of the samples. Raises UserError when an image has become unreadable meanwhile.
     """
     key = hashlib.sha256(f"{_CACHE_VERSION} {size}".encode())
     for file, *stamp in index.samples[["file", "size", "mtime_ns"]].itertuples(index=False):

@@ -93,20 +93,16 @@ def read_split(folder: Path, samples: pd.DataFrame, splits: Sequence[SplitName] 
         path, absent = folder / f"{name}.txt", [sample for sample in listed if sample not in rows]
         if absent and len(absent) == len(listed):
             raise UserError(
-                f"none of the {len(listed):,} names in {path} is among the images (the first is {absent[0]}); "
-                "name the folder they were split from with --data.root, or test on other images with --data.test_root."
+                f"none of the {len(listed):,} names in {path} is among the images (the first is {absent[0]}): "
+                "name their folder with --data.root, or other images with --data.test_root."
             )
         if absent:
-            _log.warning(
-                f"{path}: {len(absent):,} of {len(listed):,} names are not among the images, {absent[0]} first."
-            )
+            _log.warning(f"{path}: {len(absent):,} of {len(listed):,} names are not among the images ({absent[0]}).")
         split[name] = samples.iloc[[rows[sample] for sample in listed if sample in rows]].reset_index(drop=True)
     for name in SPLITS[1:]:
         leaks = split[name]["group"].isin(split["train"]["group"]).sum()
         if leaks:
-            _log.warning(
-                f"{folder}: {leaks:,} of the {len(split[name]):,} {name} images show a photo that is in train too."
-            )
+            _log.warning(f"{folder}: {leaks:,} of {len(split[name]):,} {name} images show a photo that is in train.")
     return split
 
 

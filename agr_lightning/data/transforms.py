@@ -44,10 +44,8 @@ class Augmentation:
         self._pipeline = albumentations.Compose(transforms)
         changed = self(np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8), (0,))
         if changed.shape != (size, size, 3) or changed.dtype != np.uint8:
-            raise UserError(
-                f"--data.augmentation makes {changed.dtype} images of shape {changed.shape}; it must keep "
-                f"uint8 ({size}, {size}, 3): leave out Normalize, ToTensorV2 and other sizes."
-            )
+            made = f"{changed.dtype} images of shape {changed.shape}"
+            raise UserError(f"--data.augmentation makes {made}; expected uint8 ({size}, {size}, 3).")
 
     def __call__(self, image: NDArray[np.uint8], seed: tuple[int, ...]) -> NDArray[np.uint8]:
         """Changes one image, uint8 ``(size, size, 3)``; the same way for the same ``seed``."""

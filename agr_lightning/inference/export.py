@@ -151,7 +151,5 @@ def _compare(network: AGRNetwork, file: Path, faces: Sequence[NDArray[np.uint8]]
     years, probability = worst.values()
     text = f"at most {years:.1g} years and {probability:.1g} probability from the checkpoint's, on {len(faces):,} faces"
     if not (years <= limits[0] and probability <= limits[1]):
-        raise UserError(
-            f"nothing was written: the ONNX file's answers are {text}; allowed are {limits[0]} and {limits[1]}."
-        )
+        raise UserError(f"nothing was written: answers are {text}; allowed are {limits[0]} and {limits[1]}.")
     return f"answers {text}"

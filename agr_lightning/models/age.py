@@ -28,8 +28,7 @@ class AgeRegression(nn.Linear):
         if readout is not None:
             fitting = ", ".join(name for name, loss in AGE_LOSSES.items() if loss.head is not AgeRegression)
             raise UserError(
-                f"--model.age_readout {readout} reads a distribution of ages, and --model.age_loss learns a single "
-                f"number: leave the read-out out, or choose the loss from {fitting}."
+                f"--model.age_readout {readout} reads distributions: choose --model.age_loss from {fitting}."
             )
         super().__init__(features, 1)
         nn.init.normal_(self.weight, std=0.01)

@@ -118,9 +118,9 @@ def build_backbone(name: str, tasks: tuple[Task, ...], image_size: int) -> tuple
         elif name.startswith(TIMM):
             network = timm_backbone(name, image_size)
         else:
+            known = f"{', '.join(OURS)}, torchvision's classification networks, {TIMM}NAME"
             raise UserError(
-                f"no backbone is called '{name}'{did_you_mean(name, (*OURS, *TORCHVISION))}; known: {', '.join(OURS)}, "
-                f"torchvision's classification networks, and {TIMM}NAME for timm's."
+                f"no backbone is called '{name}'{did_you_mean(name, (*OURS, *TORCHVISION))}; known: {known}."
             )
         # On the meta device nothing is computed but shapes.
         images = torch.empty(2, 3, image_size, image_size, device="meta")

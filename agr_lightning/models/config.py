@@ -39,9 +39,7 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         tasks = tuple(task for task in TASKS if task in self.tasks)
         if not tasks or len(tasks) < len(self.tasks):
-            raise UserError(
-                f"--model.tasks {list(self.tasks)} must name at least one task, each once: any of {', '.join(TASKS)}."
-            )
+            raise UserError(f"--model.tasks {list(self.tasks)}: expected any of {', '.join(TASKS)}, each once.")
         object.__setattr__(self, "tasks", tasks)
         for name, known in (("age_loss", get_args(AgeLossName)), ("age_readout", (None, *get_args(AgeReadout)))):
             if (value := getattr(self, name)) not in known:

@@ -29,11 +29,9 @@ def load_state(network: AGRNetwork, tensors: Mapping[str, Tensor], source: str) 
     missing = [name for name in state if name not in fitting and not name.endswith("num_batches_tracked")]
     for name in missing:
         if name.startswith("backbone."):
-            raise UserError(
-                f"{source} does not fit: it has no {name.removeprefix('backbone.')} of the shape "
-                f"{tuple(state[name].shape)}. Name the backbone, the image size and the tasks that it was made for "
-                "(--model.backbone, --data.image_size, --model.tasks)."
-            )
+            there = f"{name.removeprefix('backbone.')} of the shape {tuple(state[name].shape)}"
+            cure = "name what it was made for with --model.backbone, --data.image_size and --model.tasks"
+            raise UserError(f"{source} has no {there}: {cure}.")
     # A head is taken whole or not at all.
     fresh = [task for task in network.tasks if any(name.startswith(f"heads.{task}.") for name in missing)]
     fitting = {n: value for n, value in fitting.items() if not n.startswith(tuple(f"heads.{task}." for task in fresh))}

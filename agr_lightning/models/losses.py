@@ -64,8 +64,7 @@ class JointLoss(nn.Module):
         for task in tasks if weighting == "uncertainty" else ():
             if getattr(weights, task) == 0:
                 raise UserError(
-                    f"--model.loss_weights.{task} 0 cannot be with --model.loss_weighting uncertainty, which would "
-                    "learn it: leave the task out with --model.tasks, or use fixed weights."
+                    f"--model.loss_weights.{task} 0: leave {task} out with --model.tasks to learn the weights."
                 )
             self.log_variance[task] = nn.Parameter(torch.tensor(-math.log(getattr(weights, task))))
 
@@ -100,10 +99,8 @@ class JointLoss(nn.Module):
     def weigh_races(self, weights: list[float]) -> None:
         """Sets ``race_weights``; raises UserError unless there is a number for each race, not all of them 0."""
         if len(weights) != len(RACES) or not all(0 <= weight < math.inf for weight in weights) or not sum(weights):
-            raise UserError(
-                f"--model.race_class_weights {weights}: expected none, balanced, or {len(RACES)} numbers of 0 or more, "
-                f"not all 0, for {', '.join(RACES)}."
-            )
+            expected = f"none, balanced, or {len(RACES)} numbers of 0 or more, not all 0"
+            raise UserError(f"--model.race_class_weights {weights}: expected {expected}.")
         self.race_weights.copy_(torch.tensor(weights))
 
     def _loss(self, task: Task, output: Tensor, target: Tensor) -> Tensor:
