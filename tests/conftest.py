@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from agr_lightning.data.cards import draw_cards
@@ -20,10 +21,28 @@ FAST = [
 ]
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of pytest-xdist have; what is in it is made by ``once``, or by the cache."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+def once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """A folder that the first process that needs it fills, while the others wait."""
+    done = folder.with_name(f"{folder.name}.done")
+    with FileLock(f"{folder}.lock"):
+        if not done.exists():
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _cache(shared: Path) -> Iterator[None]:
     before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["XDG_CACHE_HOME"] = str(shared / "cache")
     yield
     if before is None:
         del os.environ["XDG_CACHE_HOME"]
@@ -54,21 +73,20 @@ def index(cards: Path) -> Index:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(shared: Path) -> Path:
     """The run folder of a network that has learnt the cards. Not to be changed."""
     from agr_lightning.cli import main
 
-    folder = tmp_path_factory.mktemp("trained")
-    code = main(
-        [
-            *("fit", "--data.synthetic", "1200", "--data.image_size", "48", "--data.batch_size", "32"),
-            *("--data.num_workers", "0", "--data.augmentation", "none", "--trainer.max_epochs", "8"),
-            *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
-            *("--trainer.default_root_dir", str(folder)),
+    def train(folder: Path) -> None:
+        options = [
+            *("--data.synthetic", "1200", "--data.image_size", "48", "--data.batch_size", "32"),
+            *("--data.num_workers", "0", "--data.augmentation", "none", "--trainer.max_epochs", "5"),
+            *("--model.learning_rate", "6e-3", "--trainer.log_every_n_steps", "10", "--trainer.accelerator", "cpu"),
+            *("--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", str(folder)),
         ]
-    )
-    assert code == 0
-    return folder / "lightning_logs" / "version_0"
+        assert main(["fit", *options]) == 0
+
+    return once(shared / "trained", train) / "lightning_logs" / "version_0"
 
 
 @pytest.fixture(scope="session")
