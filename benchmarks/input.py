@@ -1,6 +1,6 @@
 """Images a second and core from the input pipeline, against the usual way and against copying ready arrays.
 
-python benchmarks/input.py [--root UTKFace] [--size 128] [--repeats 7]
+python benchmarks/input.py [--root UTKFace] [--images 2000] [--size 128] [--seconds 1.5] [--repeats 7]
 """
 
 import argparse
@@ -27,13 +27,15 @@ PRESETS = ("strong", "light", "none")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="folder of UTKFace images; without it, drawn cards")
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=7)
     chosen = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as cache:
-        index = build_index(str(repeated(chosen.root, 2000, Path(cache) / "images")), cache)
+        index = build_index(str(repeated(chosen.root, chosen.images, Path(cache) / "images")), cache)
         files = [index.folder / file for file in index.samples["file"]]
         images = cached_images(index, chosen.size, cache)
         ready = np.load(images)
@@ -56,8 +58,9 @@ def main() -> None:
                 FaceDataset(index.samples, images, None if preset == "none" else Augmentation(preset, chosen.size))
             )
         pipelines["copies of ready arrays"] = lambda indices: ready[indices]
-        rates = in_turns({name: _rate(pipeline, len(files)) for name, pipeline in pipelines.items()}, chosen.repeats)
-    show(f"Input at {chosen.size} px, one core", rates, "images a second", next(iter(pipelines)))
+        rates = {name: _rate(pipeline, len(files), chosen.seconds) for name, pipeline in pipelines.items()}
+        found = in_turns(rates, chosen.repeats)
+    show(f"Input at {chosen.size} px, one core", found, "images a second", next(iter(pipelines)))
 
 
 def _pipeline(dataset: FaceDataset) -> Callable[[list[int]], object]:
@@ -65,7 +68,7 @@ def _pipeline(dataset: FaceDataset) -> Callable[[list[int]], object]:
     return lambda indices: dataset.__getitems__([Draw(0, next(positions), index) for index in indices])
 
 
-def _rate(pipeline: Callable[[list[int]], object], size: int, seconds: float = 1.5) -> Callable[[], float]:
+def _rate(pipeline: Callable[[list[int]], object], size: int, seconds: float) -> Callable[[], float]:
     batches = _batches(size)
 
     def measure() -> float:

@@ -72,7 +72,7 @@ def quietly(*arguments: str) -> None:
 def repeated(root: str | None, count: int, target: Path) -> Path:
     """A folder of so many images: those of the root, or cards, repeated under other names."""
     target.mkdir()
-    index = build_index(root or str(draw_cards(2000, 0)))
+    index = build_index(root or str(draw_cards(min(count, 2000), 0)))
     for number, sample in zip(range(count), itertools.cycle(index.samples.itertuples()), strict=False):
         name = f"{sample.age}_{sample.gender}_{max(sample.race, 0)}_{number:09}.jpg"
         (target / name).symlink_to(index.folder / sample.file)
