@@ -25,26 +25,28 @@ from agr_lightning.labels import GENDERS, RACES
 from agr_lightning.messages import UserError
 from agr_lightning.models.config import NetworkConfig
 from agr_lightning.models.network import AGRNetwork
+from tests.conftest import once
 from tests.drawn_face import draw_photo
 
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
-def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(trained: Path, shared: Path) -> Path:
     """The network that has learnt the cards. Not to be changed."""
-    path = tmp_path_factory.mktemp("onnx") / "cards.onnx"
-    text = export(str(trained), str(path))
-    assert text.startswith(f"{path}: 13.9 MB, agr_cnn, answers at most ") and text.endswith("on 64 faces")
-    return path
+
+    def write(folder: Path) -> None:
+        path = folder / "cards.onnx"
+        text = export(str(trained), str(path))
+        assert text.startswith(f"{path}: 13.9 MB, agr_cnn, answers at most ") and text.endswith("on 64 faces")
+
+    return once(shared / "cards_onnx", write) / "cards.onnx"
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small(shared: Path) -> Path:
     """The small shipped network. Not to be changed."""
-    path = tmp_path_factory.mktemp("onnx") / "small.onnx"
-    export("small", str(path))
-    return path
+    return once(shared / "small_onnx", lambda folder: export("small", str(folder / "small.onnx"))) / "small.onnx"
 
 
 def test_answers_are_those_of_the_checkpoint(exported: Path, trained: Path, cards: Path) -> None:
@@ -111,17 +113,19 @@ def test_ages_that_rounding_moves_into_the_next_bin_have_its_interval(cards: Pat
     assert np.abs(np.subtract(*low)).max() > 0.5  # some did move
 
 
-def test_the_shipped_network_is_exported_where_no_checkpoint_is_named(here: Path) -> None:
-    assert export(output="faces.onnx").startswith("faces.onnx: 14.1 MB, agr_cnn, answers at most")
+def test_the_command_exports_the_shipped_network_where_no_checkpoint_is_named(here: Path, run: Run) -> None:
+    code, out, err = run("export", "--output", "faces.onnx")
+    assert code == 0 and out.startswith("faces.onnx: 14.1 MB, agr_cnn, answers at most") and err == ""
     image = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
     (one,), (other,) = Predictor.load("faces.onnx")([image]), Predictor.load()([image])
     assert one.age == pytest.approx(other.age, abs=1e-3) and one.race == other.race
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v3_small", "efficientnet_b0", "vgg16_bn", "convnext_tiny"])
-def test_every_family_of_backbones_can_be_exported(backbone: str, here: Path) -> None:
-    _export_fresh(NetworkConfig(backbone, image_size=64))
+@pytest.mark.parametrize("backbone", ["mobilenet_v3_small", "vgg11_bn", "convnext_tiny"])
+def test_backbones_of_torchvision_can_be_exported(backbone: str, here: Path) -> None:
+    """Of several ages: residual with gates, plain with pooling of any size, and with normalised layers."""
+    _export_fresh(NetworkConfig(backbone, image_size=32))
 
 
 @pytest.mark.parametrize(
@@ -222,7 +226,6 @@ def test_what_only_says_that_it_is_ours_is_refused(small: Path, here: Path) -> N
     ("options", "message"),
     [
         ({"output": "a.bin"}, r"--output a\.bin must end in \.onnx or \.safetensors\."),
-        ({"output": "nowhere/a.onnx"}, "No such file or directory: 'nowhere/a.onnx'"),
         ({"output": "a.safetensors", "half": True}, r"--images and --half are for \.onnx files"),
         ({"output": "a.safetensors"}, "agr is an exported file already"),
         ({"output": "a.onnx", "images": "nowhere"}, "--images nowhere: no photo or folder"),
@@ -231,7 +234,7 @@ def test_what_only_says_that_it_is_ours_is_refused(small: Path, here: Path) -> N
 )
 def test_mistakes_end_in_a_line(here: Path, options: dict[str, Any], message: str) -> None:
     Path("bad.jpg").write_text("text")
-    with pytest.raises((UserError, OSError, ImageError), match=message):
+    with pytest.raises((UserError, ImageError), match=message):
         export(**options)
     assert [path.name for path in here.iterdir()] == ["bad.jpg"]
 
@@ -271,11 +274,6 @@ def test_nor_does_the_command(small: Path, cards: Path, here: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "120 inputs: 120 ok" in done.stdout, done.stderr
-
-
-def test_export_is_a_command(here: Path, run: Run) -> None:
-    code, out, err = run("export", "--ckpt_path", "small", "--output", "faces.onnx")
-    assert code == 0 and out.startswith("faces.onnx: 5.6 MB, agr_cnn_small, answers at most") and err == ""
 
 
 @pytest.mark.real_data
