@@ -139,25 +139,18 @@ def test_teachers_are_read_with_what_they_have_seen(here: Path, images: torch.Te
 
 def test_a_short_training_gains_from_a_teacher_alone(trained: Path, here: Path, run: Run) -> None:
     """Without any weight on the labels, all that is learnt comes from the teacher."""
-    fit = (
-        "fit",
-        *SMALL,
-        "--trainer.max_epochs",
-        "8",
-        "--data.augmentation",
-        "none",
-        "--model.distillation_weight",
-        "1",
-    )
-    code, _, err = run(*fit, "--model.teachers", f"[{trained}]")
+    options = ("--trainer.max_epochs", "4", "--model.learning_rate", "6e-3", "--data.augmentation", "none")
+    options += ("--model.distillation_weight", "1", "--model.teachers", f"[{trained}]")
+    code, _, err = run("fit", *SMALL, *options)
     assert code == 0, err
     results = json.loads((here / "lightning_logs" / "version_0" / "results.json").read_text())
-    assert results["metrics"]["gender_acc"] > 0.9 and results["metrics"]["age_mae"] < 15
+    assert results["metrics"]["gender_acc"] > 0.7 and results["metrics"]["age_mae"] < 12
     checkpoint = here / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert not any("teacher" in name or "distillation" in name for name in state)
     # It is resumed with the same teacher.
-    code, _, err = run("fit", "--config", "lightning_logs/version_0/config.yaml", "--ckpt_path", str(checkpoint))
+    again = ("--config", "lightning_logs/version_0/config.yaml", "--ckpt_path", str(checkpoint))
+    code, _, err = run("fit", *again, "--test_after_fit", "false")
     assert code == 0, err
 
 
