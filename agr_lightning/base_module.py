@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLR
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from agr_lightning.checkpoints import KEY, SEEN, Seen, TrainedNetwork, describe, join_seen, parse_trained
+from agr_lightning.data.index import fingerprints
 from agr_lightning.messages import UserError
 from agr_lightning.models.losses import JointLoss
 from agr_lightning.models.network import AGRNetwork
@@ -126,9 +127,10 @@ class BaseModule(lightning.LightningModule):
     def _seen_so_far(self) -> Seen | None:
         """What its weights have seen, the images of the training that goes on among it."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not hasattr(data, "fingerprints"):
+        if not hasattr(data, "samples"):
             return None
-        return join_seen(self.seen, dict(zip(SEEN, map(data.fingerprints, ("train", "val")), strict=True)))
+        images = (fingerprints(data.samples(split)["name"]) for split in ("train", "val"))
+        return join_seen(self.seen, dict(zip(SEEN, images, strict=True)))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trainer = self._trainer  # there is none under load_from_checkpoint

@@ -21,9 +21,6 @@ from agr_lightning.models.network import AGRNetwork
 # Where a file says what it holds, and the number of that layout.
 KEY, FORMAT = "agr_lightning", 2
 
-# How Lightning's checkpoints call the tensors of the network.
-NETWORK_PREFIX = "network."
-
 # The networks that come with this project, by the names that --ckpt_path and --model.weights take.
 _WEIGHTS = Path(__file__).parent / "weights"
 SHIPPED = {"agr": _WEIGHTS / "agr.safetensors", "small": _WEIGHTS / "agr_small.safetensors"}
@@ -56,7 +53,7 @@ class TrainedNetwork:
     data: dict[str, int]
     epoch: int | None
     path: Path = Path()
-    hyperparameters: dict[str, files.Json] = field(default_factory=dict)
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -78,7 +75,7 @@ class TrainedNetwork:
             raise UserError(f"{self.name} does not fit the network that it describes: {reason}") from None
         return network.eval().requires_grad_(False)
 
-    def options(self) -> dict[str, files.Json]:
+    def options(self) -> dict[str, Any]:
         """As options: ``model.NAME`` of ``AGRModule`` and ``data.NAME`` of ``UTKFaceDataModule``."""
         if self.hyperparameters:
             return self.hyperparameters
@@ -129,9 +126,7 @@ def load_trained(named: str | None = None, root: Path = Path(), option: str = "-
     """Reads the checkpoint or exported file that ``find_checkpoint`` finds; raises UserError for anything else."""
     path = find_checkpoint(named, root, option)
     if path.suffix.lower() == files.ONNX_SUFFIX:
-        raise UserError(
-            f"{option} {path}: an ONNX file is for predict, without --config, --model or --trainer options."
-        )
+        raise UserError(f"{option} {path}: ONNX is for predict without --config, --model and --trainer options.")
     trained = read_weights(path, option)[1]
     if trained is None:
         raise UserError(f"{option} {path} does not say what its weights are of: name it with --model.weights.")
@@ -187,8 +182,8 @@ def parse_trained(content: Mapping[str, Any], file: str, path: Path = Path()) ->
             raise UserError("what it says of its training is not what it should be.")
     except UserError as error:
         raise UserError(f"{file} is damaged, or was not written by this project: {error}") from None
-    # An exported file holds the network alone.
-    prefix = "" if path.suffix == files.SAFETENSORS_SUFFIX else NETWORK_PREFIX
+    # A checkpoint is a module's, of which the network is an attribute; an exported file holds the network alone.
+    prefix = "" if path.suffix == files.SAFETENSORS_SUFFIX else "network."
     state = {
         name.removeprefix(prefix): value.float() if value.dtype == torch.float16 else value
         for name, value in state.items()

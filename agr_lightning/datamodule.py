@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import lightning
 import numpy as np
@@ -36,18 +36,11 @@ from agr_lightning.messages import UserError
 _log = logging.getLogger(__name__)
 
 
-class PhotoBatch:
-    """Photos, and all faces in them: RGB, uint8 ``(faces, 3, size, size)``.
+class PhotoBatch(NamedTuple):
+    """Photos, and all faces in them: RGB, uint8 ``(faces, 3, size, size)``."""
 
-    No collection, since Lightning looks into those that it knows.
-    """
-
-    def __init__(self, images: Tensor, photos: list[Photo]) -> None:
-        self.images, self.photos = images, photos
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> "PhotoBatch":
-        """The batch with its images on a device; what Lightning calls."""
-        return PhotoBatch(self.images.to(device, non_blocking=non_blocking), self.photos)
+    images: Tensor
+    photos: list[Photo]
 
 
 class UTKFaceDataModule(lightning.LightningDataModule):
@@ -182,10 +175,6 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         if split not in self._unseen:
             self._unseen[split] = self._without_seen(split)
         return self._unseen[split]
-
-    def fingerprints(self, split: SplitName) -> NDArray[np.int64]:
-        """A number for the file name of each of ``samples(split)``, int64 ``(samples,)``."""
-        return fingerprints(self.samples(split)["name"])
 
     def faces(self, split: SplitName, indices: Sequence[int]) -> NDArray[np.uint8]:
         """Some images of a split, as the network gets them: uint8 ``(indices, size, size, 3)``."""

@@ -34,8 +34,6 @@ BEST, LAST = "best", "last"
 # A partial file or folder that nobody has written to for so long, in seconds, is of a process that was killed.
 _ABANDONED = 3600
 
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
-
 
 def user_path(text: str) -> Path:
     """A path as somebody typed it, with ``~`` for a home folder."""
@@ -93,7 +91,7 @@ def atomic_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8", "surrogateescape"))
 
 
-def atomic_json(path: Path, content: Json) -> None:
+def atomic_json(path: Path, content: object) -> None:
     """Writes ``content`` as JSON, whole or not at all; raises ValueError for NaN, which JSON does not have."""
     atomic_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 

@@ -163,9 +163,8 @@ class AGRModule(BaseModule):
         self._step(batch, "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Predictions:
-        """Predictions for images: those of a ``PhotoBatch`` or a ``Batch``, the first of a tuple, or a tensor."""
-        images = batch if isinstance(batch, Tensor) else batch[0] if isinstance(batch, list) else batch.images
-        return self(images)  # type: ignore[no-any-return]
+        """Predictions for images: a tensor, or the first of a ``PhotoBatch``, a ``Batch`` or another tuple."""
+        return self(batch if isinstance(batch, Tensor) else batch[0])  # type: ignore[no-any-return]
 
     def _step(self, batch: Batch, stage: Stage) -> Tensor:
         labels: dict[Task, Tensor] = {"age": batch.age, "gender": batch.gender, "race": batch.race}

@@ -108,9 +108,7 @@ class AGRCommandLine(LightningCLI):
         if self.config.ckpt_path is not None or self.command in ("test", "predict"):
             self.trained = load_trained(self.config.ckpt_path, self.root)
             if self.trained.exported and self.command == "fit":
-                raise UserError(
-                    f"--ckpt_path {self.trained.name} holds no run to resume: name it with --model.weights."
-                )
+                raise UserError(f"--ckpt_path {self.trained.name} is no run to resume: use --model.weights for it.")
             parser.set_defaults(self._options_of(self.trained, parser))
         self.config = parser.parse_args(args)
         if self.trained is not None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
-from agr_lightning.evaluation.bootstrap import RESAMPLES, percentiles, resample, wilson
+from agr_lightning.evaluation.results import RESAMPLES, percentiles, resample, wilson
 
 
 def _interval(values: np.ndarray, clusters: ArrayLike) -> tuple[float, float]:

@@ -20,12 +20,11 @@ from agr_lightning.checkpoints import read_weights
 from agr_lightning.labels import MISSING, TASKS, Task
 from agr_lightning.messages import UserError
 from agr_lightning.models.age import AGES
-from agr_lightning.models.backbones import OURS, TORCHVISION, build_backbone
+from agr_lightning.models.backbones import OURS, TORCHVISION, TwoBranchCNN, build_backbone
 from agr_lightning.models.config import NetworkConfig
 from agr_lightning.models.initial_weights import load_pretrained, load_state
 from agr_lightning.models.losses import JointLoss, LossWeights, balanced_weights
 from agr_lightning.models.network import AGRNetwork
-from agr_lightning.models.textbook_cnns import TwoBranchCNN
 
 IMAGES = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

@@ -20,7 +20,6 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
-from agr_lightning.evaluation.bootstrap import wilson
 from agr_lightning.evaluation.figures import ACCENT, FACE_FIGURES, draw_figures, sample_rows, worst_rows
 from agr_lightning.evaluation.metric_table import (
     BY_GROUP,
@@ -31,7 +30,7 @@ from agr_lightning.evaluation.metric_table import (
     Metric,
     hits,
 )
-from agr_lightning.evaluation.results import make_results, summary
+from agr_lightning.evaluation.results import make_results, summary, wilson
 from agr_lightning.labels import MISSING, Task
 from agr_lightning.metrics import MaskedAccuracy, PredictionTable, StageMetrics
 from agr_lightning.models.network import Predictions

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from agr_lightning.data.index import Index, build_index
-from agr_lightning.files import Json, atomic_json, user_path
+from agr_lightning.files import atomic_json, user_path
 from agr_lightning.labels import AGE_BANDS, GENDERS, MISSING, RACES, age_band
 
 # How many single files or groups the terminal shows; the JSON has them all.
@@ -76,7 +76,7 @@ def _disagreement(group: pd.DataFrame) -> list[str]:
     return [name for name in ("age", "gender", "race") if group[name].replace(MISSING, np.nan).nunique() > 1]
 
 
-def _as_json(index: Index, labels: pd.DataFrame, groups: list[Any]) -> dict[str, Json]:
+def _as_json(index: Index, labels: pd.DataFrame, groups: list[Any]) -> dict[str, Any]:
     cells = labels.value_counts().sort_index()
     return {
         "root": index.root,

@@ -188,7 +188,5 @@ def _unpack(archive: Path, cache: Path) -> Path:
             else:
                 shutil.unpack_archive(archive, target, "tar", filter="data")
     except Exception as error:  # each format raises its own
-        raise UserError(
-            f"{archive} cannot be unpacked into {cache} (--data.cache_dir names another): {error}."
-        ) from None
+        raise UserError(f"{archive} cannot be unpacked into {cache} (--data.cache_dir): {error}.") from None
     return folder

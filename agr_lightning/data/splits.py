@@ -92,10 +92,7 @@ def read_split(folder: Path, samples: pd.DataFrame, splits: Sequence[SplitName] 
     for name, listed in lists.items():
         path, absent = folder / f"{name}.txt", [sample for sample in listed if sample not in rows]
         if absent and len(absent) == len(listed):
-            raise UserError(
-                f"none of the {len(listed):,} names in {path} is among the images (the first is {absent[0]}): "
-                "name their folder with --data.root, or other images with --data.test_root."
-            )
+            raise UserError(f"{path}: none of its {len(listed):,} names is among the images, {absent[0]} for one.")
         if absent:
             _log.warning(f"{path}: {len(absent):,} of {len(listed):,} names are not among the images ({absent[0]}).")
         split[name] = samples.iloc[[rows[sample] for sample in listed if sample in rows]].reset_index(drop=True)

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pandas import DataFrame, Series
 
-from agr_lightning.evaluation.bootstrap import wilson
 from agr_lightning.evaluation.metric_table import RANKED, Metric, Values, confidence, error, hits, predicted
+from agr_lightning.evaluation.results import wilson
 from agr_lightning.labels import AGE_BANDS, AGE_MAX, CLASSES, ClassTask, age_band
 
 # The names of the figure of the training curves and of those that show photos.

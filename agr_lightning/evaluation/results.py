@@ -6,11 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pandas import Categorical, DataFrame, Series
 
 from agr_lightning.evaluation import metric_table
-from agr_lightning.evaluation.bootstrap import Interval, percentiles, resample, wilson
 from agr_lightning.evaluation.metric_table import BY_GROUP, HEADLINE, METRICS, RANKED, Metric, Values
 from agr_lightning.labels import AGE_BANDS, CLASSES, ClassTask, age_band
 from agr_lightning.models.calibration import ADULT, AGE_INTERVAL_LEVEL
@@ -20,6 +19,9 @@ SMALLEST_GROUP = 30
 
 _ATTRIBUTES = (["gender"], ["race"], ["age_band"], ["gender", "race"], ["race", "age_band"])
 
+RESAMPLES = 1000
+
+Interval = tuple[float, float]
 Entry = dict[str, Any]  # in results.json
 
 # Attribute and value; of two attributes "attribute x attribute" and "value x value".
@@ -212,3 +214,35 @@ def _fingerprint(samples: DataFrame) -> str:
     labels = samples[["name", "age", "gender", "race"]].itertuples(index=False)
     lines = sorted(" ".join(map(str, sample)) + "\n" for sample in labels)
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def resample(clusters: ArrayLike) -> NDArray[np.float64]:
+    """How often each sample counts: once at first, then in each of 1,000 resamples; ``(samples, 1 + resamples)``.
+
+    Whole clusters are drawn with replacement, as many as there are: samples with equal numbers, like copies of a photo.
+
+    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13.
+    """
+    _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
+    n = int(cluster.max()) + 1
+    drawn = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
+    return np.stack(
+        [np.bincount(row, minlength=n)[cluster] for row in (np.arange(n), *drawn)], axis=1, dtype=np.float64
+    )
+
+
+def percentiles(found: NDArray[np.float64]) -> Interval | None:
+    """The 95 % interval of what was computed in each resample, NaN where it could not be; None if nowhere."""
+    found = found[~np.isnan(found)]
+    if not len(found):
+        return None
+    low, high = np.quantile(found, [0.025, 0.975]).tolist()
+    return low, high
+
+
+def wilson(share: float, n: int) -> Interval:
+    """Wilson's 95 % score interval of a share of n (Wilson, JASA 1927)."""
+    z = 1.959964
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(centre - half, 0.0), min(centre + half, 1.0)

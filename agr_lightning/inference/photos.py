@@ -9,9 +9,10 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -45,11 +46,10 @@ def find_photos(path: str | None, option: str = "--data.predict_path") -> list[P
     if named.suffix.lower() == ".txt" and named.is_file():
         wide = named.read_bytes()[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # of Windows' editors
         text = named.read_text("utf-16" if wide else "utf-8-sig", "replace" if wide else "surrogateescape")
-        lines = [line.strip() for line in text.splitlines()]
-        if not any(lines):
+        photos = [user_path(line.strip()) for line in text.splitlines() if line.strip()]
+        if not photos:
             raise UserError(f"{option} {path} names no photo.")
-        # A file that is not there is an input like any other, and gets a row that says so.
-        return [user_path(line) for line in lines if line]
+        return photos  # a file that is not there is an input like any other, and gets a row that says so
     if named.is_dir():
         files = sorted(named / name for name in walk_files(named))
         photos = [file for file in files if file.suffix.lower() in EXTENSIONS | VIDEO_EXTENSIONS]
@@ -100,8 +100,7 @@ class PhotoOptions:
             raise UserError(f"--every {self.every} must be above 0 seconds.")
 
 
-@dataclass(frozen=True)
-class Photo:
+class Photo(NamedTuple):
     """A photo, or a frame of a video, as it was read.
 
     Attributes:
@@ -117,12 +116,12 @@ class Photo:
 
     path: Path
     crops: NDArray[np.uint8]
-    boxes: list[tuple[int, int, int, int]] = field(default_factory=list)
+    boxes: Sequence[tuple[int, int, int, int]] = ()
     seconds: float | None = None
     problem: str | None = None
     picture: NDArray[np.uint8] | None = None
     scale: float = 1.0
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # in place of tuple.index
 
 
 class PhotoReader:
@@ -210,7 +209,7 @@ def _read_ahead(inputs: Sequence[tuple[int, Path]], reader: PhotoReader, ahead: 
     """Reads photos in threads, some ahead of what is asked for; videos, which are long, when they are asked for."""
 
     def read(index: int, path: Path) -> Iterable[Photo]:
-        photos = (replace(photo, index=index) for photo in reader.read(path))
+        photos = (photo._replace(index=index) for photo in reader.read(path))
         return photos if path.suffix.lower() in VIDEO_EXTENSIONS else list(photos)
 
     pool = ThreadPoolExecutor(os.cpu_count())

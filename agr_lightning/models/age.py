@@ -27,9 +27,7 @@ class AgeRegression(nn.Linear):
     def __init__(self, features: int, readout: AgeReadout | None = None) -> None:
         if readout is not None:
             fitting = ", ".join(name for name, loss in AGE_LOSSES.items() if loss.head is not AgeRegression)
-            raise UserError(
-                f"--model.age_readout {readout} reads distributions: choose --model.age_loss from {fitting}."
-            )
+            raise UserError(f"--model.age_readout {readout} is for distributions: --model.age_loss {fitting}.")
         super().__init__(features, 1)
         nn.init.normal_(self.weight, std=0.01)
         nn.init.constant_(self.bias, math.log(math.expm1(_START / _UNIT)))

@@ -63,9 +63,7 @@ class JointLoss(nn.Module):
         self.log_variance = nn.ParameterDict()
         for task in tasks if weighting == "uncertainty" else ():
             if getattr(weights, task) == 0:
-                raise UserError(
-                    f"--model.loss_weights.{task} 0: leave {task} out with --model.tasks to learn the weights."
-                )
+                raise UserError(f"--model.loss_weights.{task} 0 cannot be learned: leave {task} out of --model.tasks.")
             self.log_variance[task] = nn.Parameter(torch.tensor(-math.log(getattr(weights, task))))
 
     def forward(self, outputs: dict[Task, Tensor], labels: dict[Task, Tensor]) -> dict[Task, Tensor]:
