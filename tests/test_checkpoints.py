@@ -160,7 +160,7 @@ def test_torch_files_that_are_no_weights(tmp_path: Path, monkeypatch: pytest.Mon
         ("text", "is no checkpoint or safetensors file"),
         ("empty", "is no checkpoint or safetensors file"),
         ("list", "holds a list"),
-        ("gone", "does not exist"),
+        ("gone", "cannot be read: No such file"),
         ("evil", "refused: it holds more than weights"),
     ):
         with pytest.raises(UserError, match=message):

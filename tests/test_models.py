@@ -62,9 +62,9 @@ def network(**options: Any) -> AGRNetwork:
         ({"image_size": 20_000}, "--data.image_size 20000 must be 16 to 1024"),
         ({"dropout": 1.0}, "--model.dropout 1.0 must be at least 0 and below 1"),
         ({"dropout": math.nan}, "--model.dropout nan must be"),
-        ({"tasks": ()}, r"--model.tasks \[\] expected any of age, gender, race, each once"),
+        ({"tasks": ()}, r"--model.tasks \[\]: expected any of age, gender, race, each once"),
         ({"tasks": ("age", "age")}, "each once"),
-        ({"tasks": ("age", "smile")}, r"--model.tasks \['age', 'smile'\] : expected any of age, gender, race"),
+        ({"tasks": ("age", "smile")}, r"--model.tasks \['age', 'smile'\]: expected any of age, gender, race"),
         (
             {"age_loss": "dlld"},
             "--model.age_loss dlld: expected any of l1, mse, smooth_l1, dldl, mean_variance, coral",
