@@ -30,8 +30,6 @@ _STYLE |= {"axes.titlesize": 11, "boxplot.medianprops.color": ACCENT, "boxplot.m
 _LINES, _COLUMNS = 4, 8  # of the grids of faces
 _FAR_OFF = 10  # years of error, from which a caption is red
 
-Panels = tuple[Figure, list[Axes]]
-
 
 def draw_figures(
     table: DataFrame, results: Mapping[str, Any], faces: Callable[[Sequence[int]], NDArray[np.uint8]]
@@ -77,7 +75,9 @@ def as_errors(metric: Metric, values: Sequence[Sequence[Any]]) -> tuple[Values, 
     return ends[:, 0], abs(np.sort(ends[:, 1:], axis=1) - ends[:, :1]).T, label
 
 
-def draw_panels(width: float, height: float, columns: int = 1, rows: int = 1, **shared: Any) -> Panels:
+def draw_panels(
+    width: float, height: float, columns: int = 1, rows: int = 1, **shared: Any
+) -> tuple[Figure, list[Axes]]:
     """A figure and its panels, ``width`` and ``height`` inches each."""
     figure = Figure(figsize=(width * columns, height * rows), dpi=130, layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False, **shared).ravel())

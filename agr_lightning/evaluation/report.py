@@ -14,8 +14,6 @@ from agr_lightning.evaluation.figures import CURVES_FIGURE
 from agr_lightning.evaluation.metric_table import BY_GROUP, HEADLINE, METRICS
 from agr_lightning.files import atomic_text
 
-_TEMPLATES = {files.REPORT_FILE: "report.html", files.CARD_FILE: "model_card.md"}
-
 # Of the trainer, the options that decide what is learned.
 _TRAINER = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "callbacks")
 _NO_OPTIONS: dict[str, dict[str, str]] = {"data": {}, "model": {}, "trainer": {}}
@@ -50,7 +48,7 @@ def report(run: str, no_faces: bool = False) -> str:
             "figures": _figures(folder, trained if images else folder),
             "faces": not no_faces,
         }
-        texts = {file: _fill(template, content) for file, template in _TEMPLATES.items()}
+        texts = {file: _fill(file, content) for file in (files.REPORT_FILE, files.CARD_FILE)}
     except (jinja2.UndefinedError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise files.not_ours(folder / files.RESULTS_FILE) from None
     for file, text in texts.items():
