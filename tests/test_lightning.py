@@ -97,7 +97,7 @@ def _command(here: Path, *args: str) -> subprocess.CompletedProcess[str]:
 
 def test_profiler_summary_and_early_stopping_print(here: Path) -> None:
     stop = _callback("EarlyStopping", monitor="val/loss", verbose=True)
-    done = _command(here, *FIT, "--trainer.profiler", "simple", *stop)
+    done = _command(here, *FIT, "--test_after_fit", "false", "--trainer.profiler", "simple", *stop)
     text = done.stdout + done.stderr
     assert done.returncode == 0, text
     assert "run_training_epoch" in text and "Params" in text and "Metric val/loss improved" in text
@@ -136,7 +136,7 @@ def test_barebones(run: Run, here: Path) -> None:
 
 
 def test_deterministic(run: Run, here: Path) -> None:
-    code, _, err = run(*FIT, "--trainer.deterministic", "true")
+    code, _, err = run(*FIT, "--test_after_fit", "false", "--trainer.deterministic", "true")
     assert code == 0, err
 
 
@@ -179,7 +179,8 @@ class Larger(AGRModule):
 
 
 def test_a_subclass_with_one_more_argument(here: Path) -> None:
-    assert main([*FIT, "--model.scale", "2.0", "--model.dropout", "0.1"], model_class=Larger) == 0
+    options = ("--model.scale", "2.0", "--model.dropout", "0.1", "--test_after_fit", "false")
+    assert main([*FIT, *options], model_class=Larger) == 0
     folder = here / "lightning_logs" / "version_0"
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["model"]["scale"] == 2.0 and config["model"]["dropout"] == 0.1
