@@ -51,7 +51,7 @@ def test_an_installed_wheel_trains_on_cards_and_predicts(installed: Path, here: 
         )
         assert done.returncode == 0, done.stderr
 
-    run("fit", "--data.synthetic", "120")
+    run("fit", "--data.synthetic", "120", "--trainer.max_epochs", "1")
     assert "image_size: 64" in (here / "lightning_logs/version_0/config.yaml").read_text()  # the quickstart's
     save_noise(here / "photos/a.jpg")
     run("predict", "--data.predict_path", "photos", "--faces", "none")
