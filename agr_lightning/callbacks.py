@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from PIL import Image
 
 from agr_lightning import files
 from agr_lightning.checkpoints import SHIPPED
@@ -217,14 +219,19 @@ class ResultsWriter(Callback):
 
 
 def _save_figures(trainer: Trainer, folder: Path, figures: dict[str, Any], stage: str) -> None:
-    """Writes matplotlib's figures as PNG files, and shows them in TensorBoard."""
+    """Writes matplotlib's figures as PNG files, and shows them in TensorBoard; draws each once, which takes longest."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     (folder / files.FIGURES_FOLDER).mkdir(exist_ok=True)
     for name, figure in figures.items():
+        canvas: Any = FigureCanvasAgg(figure)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[:, :, :3]
         with files.atomic_write(folder / files.FIGURES_FOLDER / f"{name}.png") as file:
-            figure.savefig(file, format="png")
+            Image.fromarray(pixels).save(file, "PNG")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure(f"{stage}/{name}", figure, trainer.global_step)
+                logger.experiment.add_image(f"{stage}/{name}", pixels, trainer.global_step, dataformats="HWC")
 
 
 class PredictionWriter(Callback):
@@ -266,8 +273,3 @@ class PredictionWriter(Callback):
             path = self._parts[0].with_name(files.PREDICTIONS_FILES[self.format])
             counts = join_parts(self._parts, path, self.format)
             say_result(len(trainer.datamodule.photos_to_predict), counts, path)  # type: ignore[attr-defined]
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._table is not None:
-            self._part.close()
-            self._parts[trainer.global_rank].unlink(missing_ok=True)

@@ -136,7 +136,7 @@ def test_the_ordinal_head_starts_rank_consistent() -> None:
 
 def test_a_read_out_needs_a_distribution() -> None:
     assert isinstance(AGE_LOSSES["l1"].head(4, None), AgeRegression)
-    with pytest.raises(UserError, match=r"age_readout median .*--model.age_loss from dldl, mean_variance, coral"):
+    with pytest.raises(UserError, match=r"age_readout median .*--model.age_loss dldl, mean_variance, coral"):
         AGE_LOSSES["smooth_l1"].head(4, "median")
 
 

@@ -187,7 +187,7 @@ def test_the_page_is_served(address: str) -> None:
 
 def test_mistakes_are_said_before_the_page_is_served(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for options, message in (
-        ({"ckpt_path": "gone.onnx"}, r"--ckpt_path gone\.onnx does not exist\."),
+        ({"ckpt_path": "gone.onnx"}, r"--ckpt_path gone\.onnx cannot be read: "),
         ({"ckpt_path": "best"}, r"no run under lightning_logs has a best\.ckpt"),
     ):
         with pytest.raises(UserError, match=message):

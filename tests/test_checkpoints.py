@@ -230,7 +230,7 @@ def test_checkpoints_are_found_by_name(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(UserError, match=r"--ckpt_path best: no run under .* has a best\.ckpt"):
         find_checkpoint("best", tmp_path / "elsewhere")
     (tmp_path / "net.onnx").touch()
-    with pytest.raises(UserError, match=r"--ckpt_path net\.onnx: an ONNX file is for predict"):
+    with pytest.raises(UserError, match=r"--ckpt_path net\.onnx: ONNX is for predict"):
         load_trained("net.onnx")
 
 

@@ -223,7 +223,7 @@ def test_the_learning_rate_is_that_of_any_optimizer(run: Run, here: Path) -> Non
         (("--model.lr_scheduler", "ReduceLROnPlateau"), "Give the full class path"),
         (("--model.backbone_learning_rate", "0"), "--model.backbone_learning_rate 0.0 must be above 0"),
         (("--model.race_class_weights", "[1, 2]"), "expected none, balanced, or 5 numbers"),
-        (("--model.age_readout", "median"), "reads distributions"),
+        (("--model.age_readout", "median"), "is for distributions"),
         (("--model.loss_weighting", "uncertainty", "--model.loss_weights.age", "0"), "--model.loss_weights.age 0"),
         (("--model.label_smoothing", "1"), "--model.label_smoothing 1.0"),
         (("--trainer.check_val_every_n_epoch", "0"), "error: "),

@@ -427,7 +427,7 @@ def test_hostile_inputs_are_rows(here: Path) -> None:
         ({"min_size": 0.5}, "--min_size 0.5 must be 1 or more."),
         ({"every": 0}, "--every 0 must be above 0 seconds."),
         ({"batch_size": 0}, "--data.batch_size 0 must be 1 or more."),
-        ({"ckpt_path": "nowhere.onnx"}, "--ckpt_path nowhere.onnx does not exist."),
+        ({"ckpt_path": "nowhere.onnx"}, "--ckpt_path nowhere.onnx cannot be read: No such file or directory."),
         ({"ckpt_path": "a.onnx"}, "--ckpt_path a.onnx cannot be used: "),
         ({"predict_path": ""}, "no photos are named: give --data.predict_path PHOTO, FOLDER or 'GLOB'."),
         ({"predict_path": "nowhere"}, "--data.predict_path nowhere: no photo or folder of photos, and none matches it"),
@@ -447,7 +447,7 @@ def test_what_the_user_can_cure(photos: Path, here: Path, options: dict[str, Any
     [
         (("--faces", "yolo"), 2, "yolo"),
         (("--largest", "0"), 1, "--largest 0 must be 1 or more."),
-        (("--ckpt_path", "a.onnx", "--trainer.devices", "1"), 1, "an ONNX file is for predict"),
+        (("--ckpt_path", "a.onnx", "--trainer.devices", "1"), 1, "ONNX is for predict"),
         (("--annotate", "a.onnx/x"), 1, "Not a directory"),
         (("--largets", "1"), 2, "no option is called '--largets' (did you mean '--largest'?)"),
     ],

@@ -130,7 +130,7 @@ def test_data_and_protocol_are_those_of_the_run(tested: Path) -> None:
         "backbone agr_cnn; weights first.safetensors; tasks age, gender, race; loss_weights age 0.1, gender 1.0, "
         "race 1.0; learning_rate 0.002; optimizer class_path torch.optim.SGD, init_args momentum 0.9"
     )
-    assert rows["trainer"] == "max_epochs 8; seed 42"
+    assert rows["trainer"] == "max_epochs 5; seed 42"
     for name, text in rows.items():
         assert f"| {name} | {text} |" in card.replace("\\", "")
     for text in ((tested / "report.html").read_text(), card):
@@ -302,4 +302,4 @@ def test_the_command_reports_a_real_run(trained: Path, here: Path, run: Run) -> 
     page = Page((folder / "report.html").read_text())
     rows = {row[0]: row[1] for row in page.rows if len(row) == 2}
     assert {"network", "tested on", "trained on", "weights", "data", "model", "trainer"} == set(rows)
-    assert len(page.pictures) == 9 and "max_epochs 8" in rows["trainer"] and str(here) not in str(page.rows)
+    assert len(page.pictures) == 9 and "max_epochs 5" in rows["trainer"] and str(here) not in str(page.rows)
