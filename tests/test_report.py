@@ -130,7 +130,7 @@ def test_data_and_protocol_are_those_of_the_run(tested: Path) -> None:
         "backbone agr_cnn; weights first.safetensors; tasks age, gender, race; loss_weights age 0.1, gender 1.0, "
         "race 1.0; learning_rate 0.002; optimizer class_path torch.optim.SGD, init_args momentum 0.9"
     )
-    assert rows["trainer"] == "max_epochs 5; seed 42"
+    assert rows["trainer"] == "max_epochs 8; seed 42"
     for name, text in rows.items():
         assert f"| {name} | {text} |" in card.replace("\\", "")
     for text in ((tested / "report.html").read_text(), card):
