@@ -113,10 +113,7 @@ class PredictionTable(Metric):
         self.rows.append(torch.cat([column.detach().float() for column in columns], dim=1))
 
     def compute(self) -> pd.DataFrame:
-        """A row a sample, by ``evaluation.metric_table.TABLE_COLUMNS``; NaN for a task that the network does not have.
-
-        Raises UserError when outputs are NaN or infinite.
-        """
+        """A row a sample, by ``metric_table.TABLE_COLUMNS``; raises UserError where outputs are NaN or infinite."""
         table = prediction_table(dim_zero_cat(self.rows).cpu().numpy())
         for task in self.tasks:
             outputs = [f"prob_{name}" for name in CLASSES[task]] if task in CLASSES else ["predicted_age"]

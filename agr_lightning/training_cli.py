@@ -138,6 +138,8 @@ class AGRCommandLine(LightningCLI):
         options = self.config_init.trainer
         if options.strategy == "ddp_spawn":  # whose processes torch may abort when they end
             raise UserError("--trainer.strategy ddp_spawn: use ddp, which starts each process as a command of its own.")
+        if options.check_val_every_n_epoch == 0:
+            raise UserError("--trainer.check_val_every_n_epoch 0: expected 1 or more.")
         callbacks = [*(options.callbacks or [])]
         if not (options.fast_dev_run or options.barebones):
             if options.logger in (None, True):

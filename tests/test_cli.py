@@ -118,7 +118,7 @@ MISTAKES = [
     (("test", "--ckpt_path", "nowhere.ckpt"), "--ckpt_path nowhere.ckpt does not exist"),
     (("audit", "nowhere"), "nowhere does not exist"),
     (("audit", "/dev/zero"), "/dev/zero"),
-    (("fit", "--data.synthetic", "120", "--trainer.check_val_every_n_epoch", "0", *FAST), "error: "),
+    (("fit", "--data.synthetic", "120", "--trainer.check_val_every_n_epoch", "0", *FAST), "check_val_every_n_epoch 0: expected 1 or more"),
 ]
 
 
