@@ -62,11 +62,10 @@ def training_callbacks(logger: bool = True) -> list[Callback]:
         logger: whether the Trainer has one, without which nothing but checkpoints is kept.
     """
     # Two, since `save_last` of the first would save nothing after epochs that are not the best so far.
-    kept: list[Callback] = [
-        RunCheckpoint(monitor="val/loss", filename=files.BEST),
-        RunCheckpoint(filename=files.LAST, save_on_train_epoch_end=True),
-    ]
-    return [*kept, LearningRateMonitor("step"), SplitWriter(), ResultsWriter(), CurveWriter()] if logger else kept
+    best = RunCheckpoint(monitor="val/loss", filename=files.BEST)
+    last = RunCheckpoint(filename=files.LAST, save_on_train_epoch_end=True)
+    logged = [LearningRateMonitor("step"), SplitWriter(), ResultsWriter(), CurveWriter()] if logger else []
+    return [best, last, *logged]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

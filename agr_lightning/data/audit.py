@@ -8,7 +8,7 @@ import pandas as pd
 
 from agr_lightning.data.index import Index, build_index
 from agr_lightning.files import atomic_json, user_path
-from agr_lightning.labels import AGE_BANDS, GENDERS, MISSING, RACES, age_band
+from agr_lightning.labels import AGE_BANDS, GENDERS, MISSING, RACES, TASKS, age_band
 
 # How many single files or groups the terminal shows; the JSON has them all.
 _SHOWN = 5
@@ -33,10 +33,11 @@ def audit(root: str, output: str | None = None, cache_dir: str | None = None) ->
             "race": pd.Categorical.from_codes(samples["race"] - MISSING, [_UNKNOWN, *RACES]),
         }
     )
-    groups = [
-        {"files": list(group["name"]), "disagree_on": _disagreement(group)}
-        for _, group in samples[samples.duplicated("group", keep=False)].groupby("group", sort=False)
-    ]
+    groups = []
+    for _, group in samples[samples.duplicated("group", keep=False)].groupby("group", sort=False):
+        # A missing label differs from none.
+        differing = [name for name in TASKS if group[name].replace(MISSING, np.nan).nunique() > 1]
+        groups.append({"files": list(group["name"]), "disagree_on": differing})
     if output is not None:
         atomic_json(user_path(output), _as_json(index, labels, groups))
     return _as_text(index, labels, groups, output)
@@ -69,11 +70,6 @@ def _table(labels: pd.DataFrame) -> list[str]:
         cells = "".join(f"{count:9,}" for count in counts)
         lines.append(f"{band:8}{cells}{counts['all'] / len(labels):8.1%}")
     return lines
-
-
-def _disagreement(group: pd.DataFrame) -> list[str]:
-    """Which labels differ within a group; a missing one differs from none."""
-    return [name for name in ("age", "gender", "race") if group[name].replace(MISSING, np.nan).nunique() > 1]
 
 
 def _as_json(index: Index, labels: pd.DataFrame, groups: list[Any]) -> dict[str, Any]:

@@ -183,8 +183,14 @@ def cached_images(index: Index, size: int, cache_dir: str | None = None) -> Path
 
 
 def read_rows(path: Path, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """These rows of a cache file; mapped anew each time, since what stays mapped counts as this process's memory."""
-    return np.asarray(np.load(path, mmap_mode="r")[rows])
+    """These rows of a cache file; read, since what is mapped counts as this process's memory."""
+    cached = np.load(path, mmap_mode="r")
+    images = np.empty((len(rows), *cached.shape[1:]), np.uint8)
+    with path.open("rb", buffering=0) as file:
+        for row, image in zip(rows.tolist(), images, strict=True):
+            file.seek(cached.offset + row * image.nbytes)
+            file.readinto(image)
+    return images
 
 
 def _load(file: str, size: int) -> NDArray[np.uint8]:
