@@ -58,9 +58,12 @@ class AGRArgumentParser(OneLineErrors, LightningArgumentParser):
 
     def parse_path(self, cfg_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
         """Reads a file of options; one whose aliases could refer to themselves, or grow without end, is refused."""
-        with Path(cfg_path).open("rb") as file:
-            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(file)):
-                self.error(f"--config {cfg_path}: YAML aliases (*name) are not supported; write the options out.")
+        try:
+            with Path(cfg_path).open("rb") as file:
+                if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(file)):
+                    self.error(f"--config {cfg_path}: YAML aliases (*name) are not supported; write the options out.")
+        except yaml.YAMLError as error:
+            self.error(f"--config {cfg_path}: not valid YAML: {error}")
         found: Namespace = super().parse_path(cfg_path, *args, **kwargs)
         return found
 
