@@ -250,8 +250,9 @@ class AGRModule(BaseModule):
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
+        table = self.table.compute()  # which says where outputs are not finite
         if self._calibrating():
-            self.network.calibration.load_state_dict(fit_calibration(self.table.compute()))
+            self.network.calibration.load_state_dict(fit_calibration(table))
 
     def _calibrating(self) -> bool:
         return self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
