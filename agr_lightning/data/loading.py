@@ -189,7 +189,8 @@ def read_rows(path: Path, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
     with path.open("rb", buffering=0) as file:
         for row, image in zip(rows.tolist(), images, strict=True):
             file.seek(cached.offset + row * image.nbytes)
-            file.readinto(image)
+            if file.readinto(image) < image.nbytes:
+                raise UserError(f"{path} was cut short meanwhile: remove it.")
     return images
 
 
