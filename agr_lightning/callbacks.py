@@ -81,11 +81,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """A checkpoint of one name in the run folder, the newest or the best by a monitored figure.
-
-    Args:
-        **options: of Lightning's ``ModelCheckpoint``.
-    """
+    """A checkpoint of one name in the run folder; ``options`` are those of Lightning's ``ModelCheckpoint``."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(enable_version_counter=False, **options)

@@ -68,17 +68,14 @@ def _covered(table: DataFrame) -> Values:
 
 
 def _hits_by_class(table: DataFrame, task: ClassTask) -> Values:
-    return _in_columns(hits(table, task), table[task].to_numpy(), len(CLASSES[task]))
+    members = table[task].to_numpy()[:, None] == np.arange(len(CLASSES[task]))
+    return np.where(members, hits(table, task)[:, None], np.nan)
 
 
 def _overconfidence_by_bin(table: DataFrame, task: ClassTask) -> Values:
     sure = confidence(table, task)
-    return _in_columns(sure - hits(table, task), confidence_bin(sure), CONFIDENCE_BINS)
-
-
-def _in_columns(values: Values, column: NDArray[np.int64], columns: int) -> Values:
-    """Each value in its column, ``(n, columns)``; NaN elsewhere."""
-    return np.where(column[:, None] == np.arange(columns), values[:, None], np.nan)
+    members = confidence_bin(sure)[:, None] == np.arange(CONFIDENCE_BINS)
+    return np.where(members, (sure - hits(table, task))[:, None], np.nan)
 
 
 def _mean(sums: Values, counts: Values) -> Values:
