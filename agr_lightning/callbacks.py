@@ -22,7 +22,8 @@ from agr_lightning.checkpoints import SHIPPED
 from agr_lightning.data.splits import SPLITS, write_split
 from agr_lightning.datamodule import PhotoBatch
 from agr_lightning.evaluation.results import make_results, summary
-from agr_lightning.inference.predict import Format, TableWriter, annotator, join_parts, say_result
+from agr_lightning.inference.annotate import annotator
+from agr_lightning.inference.predict import Format, TableWriter, join_parts, say_result
 from agr_lightning.inference.predictor import answers
 from agr_lightning.models.network import Predictions
 from agr_lightning.module import AGRModule

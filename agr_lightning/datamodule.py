@@ -29,7 +29,8 @@ from agr_lightning.data.loading import (
 )
 from agr_lightning.data.splits import SPLITS, SplitName, SplitOptions, make_split, within_ages
 from agr_lightning.data.transforms import Augmentation, Preset, TransformSpec
-from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader, find_photos, photo_batches
+from agr_lightning.inference.inputs import find_photos
+from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader, photo_batches
 from agr_lightning.labels import AGE_MAX, AGE_MIN
 from agr_lightning.messages import UserError
 

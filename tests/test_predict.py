@@ -18,10 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from agr_lightning.inference import annotate as annotate_module
 from agr_lightning.inference import photos as photos_module
 from agr_lightning.inference import predict as predict_module
-from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader, find_photos, photo_batches
-from agr_lightning.inference.predict import COLUMNS, Inputs, Row, TableWriter, join_parts, label, predict
+from agr_lightning.inference.annotate import label
+from agr_lightning.inference.faces import Box
+from agr_lightning.inference.inputs import find_photos
+from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader, photo_batches
+from agr_lightning.inference.predict import COLUMNS, Inputs, Row, TableWriter, join_parts, predict
 from agr_lightning.inference.predictor import Answer, Predictor
 from agr_lightning.messages import UserError
 from tests.conftest import copy_run
@@ -161,11 +165,11 @@ def test_labels() -> None:
 def test_several_faces_are_numbered_as_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = Answer(8.0, None, None, None, None)
     texts: list[str] = []
-    monkeypatch.setattr(predict_module, "label", lambda *given: texts.append(label(*given)) or "")
-    boxes = [(40, 100, 220, 220), (330, 40, 380, 380)]
+    monkeypatch.setattr(annotate_module, "label", lambda *given: texts.append(label(*given)) or "")
+    boxes = [Box(40, 100, 220, 220), Box(330, 40, 380, 380)]
     for count in (1, 2):
         crops = np.zeros((count, 32, 32, 3), np.uint8)
-        predict_module.draw(Photo(Path(), crops, boxes[:count], picture=draw_photo()), [answer] * count)
+        annotate_module.draw(Photo(Path(), crops, boxes[:count], picture=draw_photo()), [answer] * count)
     assert texts == ["8", "#0  8", "#1  8"]
 
 

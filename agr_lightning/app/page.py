@@ -8,8 +8,9 @@ from pathlib import Path
 import streamlit as st
 
 from agr_lightning.data.images import EXTENSIONS
+from agr_lightning.inference.annotate import draw
 from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader
-from agr_lightning.inference.predict import TableWriter, draw
+from agr_lightning.inference.predict import TableWriter
 from agr_lightning.inference.predictor import Answer, Predictor
 
 PURPOSE = """
@@ -76,7 +77,7 @@ table = TableWriter(csv := io.BytesIO(), "csv")
 for upload in uploads:
     with st.spinner("Looking for faces …"):
         (photo,) = reader.read(Path(upload.name), upload.getvalue())
-        answers = predictor(photo.crops)
+        answers = photo.answers(predictor(photo.crops))
     if not with_race:
         answers = [dataclasses.replace(answer, races=None) for answer in answers]
     show(upload.name, photo, answers)

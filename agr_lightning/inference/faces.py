@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -36,11 +36,33 @@ _SEARCH_SIZE = 1280
 _TIGHT, _MARGIN = 0.6, 0.3
 
 
+class Box(NamedTuple):
+    """An upright square around a face, pixels, or a whole photo that is taken as one; it may reach beyond the photo.
+
+    Attributes:
+        x, y: its left and top.
+        width, height: of it.
+        face_probability: how sure the detector is; None where it does not say.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+    face_probability: float | None = None
+
+
 @dataclass(frozen=True)
 class Face:
-    """The square of a face, tilted as it is: top left, top right and bottom left in the photo, float64 ``(3, 2)``."""
+    """A face, tilted as it is.
+
+    Attributes:
+        corners: of its square: top left, top right and bottom left in the photo, float64 ``(3, 2)``.
+        probability: how sure the detector is; None where it does not say.
+    """
 
     corners: Points
+    probability: float | None = None
 
     @property
     def side(self) -> float:
@@ -48,10 +70,10 @@ class Face:
         return float(np.hypot(*(self.corners[1] - self.corners[0])))
 
     @property
-    def box(self) -> tuple[int, int, int, int]:
-        """Left, top, width and height of the upright square around the same middle, pixels."""
+    def box(self) -> Box:
+        """The upright square around the same middle."""
         left, top = (self.corners[1] + self.corners[2]) / 2 - self.side / 2
-        return round(left), round(top), round(self.side), round(self.side)
+        return Box(round(left), round(top), round(self.side), round(self.side), self.probability)
 
     def crop(self, photo: Pixels, size: int) -> Pixels:
         """The face, upright, as uint8 ``(size, size, 3)``; what lies outside of the photo repeats its edge."""

@@ -1,15 +1,12 @@
-"""What `predict` is pointed at -> photos and frames of videos, with the faces in them cropped."""
+"""Files -> photos and frames of videos, with the faces in them cropped."""
 
-import codecs
-import contextlib
-import glob
 import logging
 import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -18,61 +15,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from agr_lightning.data.images import EXTENSIONS, ImageError, decode_rgb, open_file, read_rgb, resize
-from agr_lightning.files import user_path, walk_files
-from agr_lightning.inference.faces import DetectorName, build_detector, find_faces, shrink
+from agr_lightning.data.images import ImageError, decode_rgb, open_file, read_rgb, resize
+from agr_lightning.inference.faces import Box, DetectorName, build_detector, find_faces, shrink
+from agr_lightning.inference.inputs import VIDEO_EXTENSIONS
+from agr_lightning.inference.predictor import Answer
 from agr_lightning.messages import UserError
 
 _log = logging.getLogger(__name__)
 
-VIDEO_EXTENSIONS = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"})
-
-# The JPEG comment of an annotated copy, by which it is told from a photo; it stands in the first bytes of the file.
-COPY_COMMENT = b"annotated by agr_lightning"
-
 # Longest side, in pixels, of the picture that is kept for annotation; so many are kept at once, of up to 12 MB each.
 _PICTURE_SIZE, _PICTURES = 2048, 8
-
-
-def find_photos(path: str | None, option: str = "--data.predict_path") -> list[Path]:
-    """Lists the photos and videos that ``path`` names; raises UserError, which names ``option``, when there are none.
-
-    It is one of them; a folder, searched recursively; a glob, ``**`` included; or a .txt file that names one in each
-    line. Those of folders and globs are sorted, without annotated copies.
-    """
-    if not path:
-        raise UserError(f"no photos are named: give {option} PHOTO, FOLDER or 'GLOB'.")
-    named = user_path(path)
-    if named.suffix.lower() == ".txt" and named.is_file():
-        wide = named.read_bytes()[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # of Windows' editors
-        text = named.read_text("utf-16" if wide else "utf-8-sig", "replace" if wide else "surrogateescape")
-        photos = [user_path(line.strip()) for line in text.splitlines() if line.strip()]
-        if not photos:
-            raise UserError(f"{option} {path} names no photo.")
-        return photos  # a file that is not there is an input like any other, and gets a row that says so
-    if named.is_dir():
-        files = sorted(named / name for name in walk_files(named))
-        photos = [file for file in files if file.suffix.lower() in EXTENSIONS | VIDEO_EXTENSIONS]
-    elif named.exists():
-        return [named]
-    else:
-        matches = glob.glob(str(named), recursive=True)  # noqa: PTH207 (absolute ones too)
-        files = photos = sorted(file for match in matches if (file := Path(match)).is_file())
-    photos = [file for file in photos if not _is_by_product(file)]
-    if len(files) > len(photos):
-        _log.info(f"{path}: {len(files) - len(photos):,} files that are no photos left out")
-    if not photos:
-        raise UserError(f"{option} {path}: no photo or folder of photos, and none matches it as a glob.")
-    return photos
-
-
-def _is_by_product(path: Path) -> bool:
-    """Whether macOS, a Synology disk or `--annotate` has put a file beside photos."""
-    if path.name.startswith("._") or "@eaDir" in path.parts:
-        return True
-    with contextlib.suppress(ImageError), open_file(path) as file:
-        return COPY_COMMENT in file.read(64)
-    return False
 
 
 @dataclass(frozen=True)
@@ -106,7 +58,7 @@ class Photo(NamedTuple):
     Attributes:
         path: of the file.
         crops: its faces, the largest first, RGB, uint8 ``(faces, size, size, 3)``.
-        boxes: of the faces: left, top, width and height, pixels.
+        boxes: of the faces.
         seconds: where in the video the frame is; None for a photo.
         problem: why the file could not be used; None where it could.
         picture: RGB, uint8, at most 2048 pixels long, where it is to be annotated.
@@ -116,12 +68,16 @@ class Photo(NamedTuple):
 
     path: Path
     crops: NDArray[np.uint8]
-    boxes: Sequence[tuple[int, int, int, int]] = ()
+    boxes: Sequence[Box] = ()
     seconds: float | None = None
     problem: str | None = None
     picture: NDArray[np.uint8] | None = None
     scale: float = 1.0
     index: int = 0  # type: ignore[assignment]  # in place of tuple.index
+
+    def answers(self, found: Iterable[Answer]) -> list[Answer]:
+        """The next of some answers, one for each face, with how sure the detector was of it."""
+        return [replace(answer, face_probability=box.face_probability) for box, answer in zip(self.boxes, found)]  # noqa: B905
 
 
 class PhotoReader:
@@ -161,7 +117,7 @@ class PhotoReader:
         """The faces of a decoded photo: RGB, uint8 ``(height, width, 3)``."""
         height, width = pixels.shape[:2]
         if self._detector is None:
-            crops, boxes = resize(pixels, self._size)[None], [(0, 0, width, height)]
+            crops, boxes = resize(pixels, self._size)[None], [Box(0, 0, width, height)]
         else:
             faces = find_faces(self._detector, pixels, self._options.min_size, self._options.largest)
             crops = np.array([face.crop(pixels, self._size) for face in faces], np.uint8)

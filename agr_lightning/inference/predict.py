@@ -1,24 +1,24 @@
-"""Photos and videos -> predictions.csv, or .jsonl, with at least one row for every input; and annotated copies."""
+"""Photos and videos -> predictions.csv, or .jsonl, with at least one row for every input."""
 
 import contextlib
 import csv
 import heapq
 import json
 import logging
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, Literal
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from agr_lightning.files import PREDICTIONS_FILES, RUNS_FOLDER, atomic_write, reserve_run, user_path
-from agr_lightning.inference.photos import COPY_COMMENT, Photo, PhotoOptions, PhotoReader, find_photos, photo_batches
+from agr_lightning.files import PREDICTIONS_FILES, RUNS_FOLDER, atomic_write, reserve_run
+from agr_lightning.inference.annotate import Annotator, annotator
+from agr_lightning.inference.inputs import find_photos
+from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader, photo_batches
 from agr_lightning.inference.predictor import OUTPUTS, Answer, Predictor
 from agr_lightning.labels import GENDERS, RACES
 from agr_lightning.messages import UserError
@@ -31,20 +31,14 @@ COLUMNS = (
     *("path", "face", "status", "x", "y", "width", "height"),
     *("age", "age_low", "age_high", "gender", "gender_probability", "race", "race_probability"),
     *(f"prob_{name}" for name in GENDERS + RACES),
-    *("seconds", "reason"),
+    *("seconds", "reason", "face_probability"),
 )
 
 # By column, and the index of the input.
 Row = dict[str, str | int | float]
 
-# Writes the annotated copy of a photo.
-Annotator = Callable[[Photo, Sequence[Answer]], None]
-
 # How a cell begins that spreadsheets take for a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
-# Legible in print and to the colour-blind: dark on light, and light on dark.
-_INK, _PAPER = "#10243e", "#ffd23f"
 
 
 @dataclass(frozen=True)
@@ -101,7 +95,8 @@ def _rows(photo: Photo, answers: Sequence[Answer]) -> Iterator[Row]:
     elif not photo.boxes:
         yield common | {"status": "no_face"}
     for face, (box, answer) in enumerate(zip(photo.boxes, answers, strict=True)):
-        row = common | {"face": face} | dict(zip(("x", "y", "width", "height"), box, strict=True))
+        place = {name: round(value, 4) for name, value in box._asdict().items() if value is not None}
+        row = common | {"face": face} | place
         row |= {name: round(years, 2) for name in OUTPUTS[:3] if (years := getattr(answer, name)) is not None}
         for task, classes in answer.ranked.items():
             row |= {task: classes[0][0], f"{task}_probability": round(classes[0][1], 4)}
@@ -127,7 +122,7 @@ class TableWriter:
         """Writes some photos, from the answers for the faces of all of them."""
         found = iter(answers)
         for photo in photos:
-            of_photo = [next(found) for _ in photo.boxes]
+            of_photo = photo.answers(found)
             self.write_rows(_rows(photo, of_photo))
             if self._annotate is not None:
                 self._annotate(photo, of_photo)
@@ -162,58 +157,3 @@ def say_result(inputs: int, counts: Counter[str], file: Path) -> None:
     """Says how many inputs there were, how many rows have each status, and where they are."""
     _log.info(f"{inputs:,} inputs: {', '.join(f'{count:,} {status}' for status, count in counts.items())}")
     _log.info(f"Predictions  {file}")
-
-
-def draw(photo: Photo, answers: Sequence[Answer]) -> Image.Image:
-    """The kept picture of a photo, with boxes and labels; several faces have their numbers, as in predictions.csv."""
-    assert photo.picture is not None
-    image = Image.fromarray(photo.picture)
-    canvas = ImageDraw.Draw(image)
-    text_size = max(12, round(max(image.size) / 50))
-    font = ImageFont.load_default(text_size)
-    line = max(2, text_size // 7)
-    for face, ((x, y, width, height), answer) in enumerate(zip(photo.boxes, answers, strict=True)):
-        left, top, right, bottom = (round(value * photo.scale) for value in (x, y, x + width, y + height))
-        canvas.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=_PAPER, width=line)
-        text = label(answer, face if len(answers) > 1 else None)
-        _, _, text_width, text_height = (int(end) + 2 * line for end in canvas.textbbox((0, 0), text, font))
-        # Above the face, or inside where there is no room; never beyond the right edge.
-        left = max(0, min(left, image.width - text_width))
-        top = top - text_height if top >= text_height else top
-        canvas.rectangle((left, top, left + text_width, top + text_height), fill=_PAPER)
-        canvas.text((left + line, top + line // 2), text, _INK, font)
-    return image
-
-
-def label(answer: Answer, face: int | None = None) -> str:
-    """An answer in a line: the face's number, years with their interval, and the most probable classes."""
-    parts = [] if face is None else [f"#{face}"]
-    if answer.age is not None:
-        interval = "" if answer.age_low is None else f" ({answer.age_low:.0f}-{answer.age_high:.0f})"
-        parts.append(f"{answer.age:.0f}{interval}")
-    parts += [f"{name} {probability:.0%}" for (name, probability), *_ in answer.ranked.values()]
-    return "  ".join(parts)
-
-
-def annotator(folder: str, inputs: Sequence[Path]) -> Annotator:
-    """What writes copies as JPEG files, in ``folder`` as the inputs lie in theirs; none may take an input's place."""
-    root = Path(os.path.abspath(user_path(folder)))  # noqa: PTH100 (keeps links)
-    absolute = {Path(os.path.abspath(path)) for path in inputs}  # noqa: PTH100
-    shared = os.path.commonpath([path.parent for path in absolute])
-
-    def target(path: Path, seconds: float | None = None) -> Path:
-        below = Path(os.path.relpath(path, shared))
-        frame = "" if seconds is None else f".{seconds:09.3f}s"
-        suffix = "" if path.suffix.lower() in (".jpg", ".jpeg") and not frame else ".jpg"
-        return root / below.with_name(f"{below.name}{frame}{suffix}")
-
-    def write(photo: Photo, answers: Sequence[Answer]) -> None:
-        if photo.picture is not None:  # it could be used
-            path = target(photo.path, photo.seconds)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as file:
-                draw(photo, answers).save(file, "JPEG", quality=90, comment=COPY_COMMENT)
-
-    if lost := absolute & {target(path) for path in absolute}:
-        raise UserError(f"--annotate {folder} would overwrite {min(lost).name}, an input: name another folder.")
-    return write

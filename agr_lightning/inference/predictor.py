@@ -39,6 +39,7 @@ class Answer:
         age_high: its upper end.
         genders: probability of each of ``labels.GENDERS``.
         races: probability of each of ``labels.RACES``.
+        face_probability: how sure the face detector was; None for crops, and where it does not say.
     """
 
     age: float | None
@@ -46,6 +47,7 @@ class Answer:
     age_high: float | None
     genders: dict[str, float] | None
     races: dict[str, float] | None
+    face_probability: float | None = None
 
     @property
     def ranked(self) -> dict[ClassTask, list[tuple[str, float]]]:
