@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -9,12 +11,14 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from agr_lightning.messages import needs
 
-# A 100-megapixel photo takes 300 MB decoded; more is refused before it is decoded, here and not by Pillow.
-MAX_PIXELS = 100_000_000
+# A 100-megapixel photo takes 300 MB decoded, and 400 MB on the way; more is refused before it is decoded, here and not
+# by Pillow. A JPEG may have more: above MAX_PIXELS it is decoded at half its size.
+MAX_PIXELS, MAX_JPEG_PIXELS = 100_000_000, 250_000_000
 Image.MAX_IMAGE_PIXELS = None
 
 # What is decoded, whatever a file's name says; other plugins of Pillow start other programs, Ghostscript for one.
@@ -29,6 +33,15 @@ cv2.setNumThreads(0)
 # How HEIC files begin, after four bytes: the commonest brands of ISO 23008-12.
 _HEIC = frozenset({b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc", b"ftypmsf1"})
 
+# Data of a JPEG, as good as any: bits of two kinds, and restart markers from the first on and from the fifth on.
+_MORE_DATA = [
+    b"".join(bits * 8 + bytes((0xFF, 0xD0 + (first + mark) % 8)) for mark in range(8)) + bits * 8
+    for bits, first in ((b"\x5a\xa5", 0), (b"\xe3\x1c", 4))
+]
+
+# How EXIF begins in a JPEG.
+_EXIF = b"Exif\0\0"
+
 # How the reason begins where the file could not be opened at all.
 CANNOT_BE_READ = "cannot be read"
 
@@ -41,8 +54,8 @@ def read_rgb(path: str | Path) -> NDArray[np.uint8]:
     """Decodes one image file to RGB, uint8 ``(height, width, 3)``.
 
     The EXIF orientation is applied; grayscale, palette, CMYK and 16-bit images become 8-bit RGB;
-    transparent pixels become white; of an animation the first frame is taken. Raises ImageError, with the
-    reason, for anything that is not a whole, decodable image.
+    transparent pixels become white, unless all are; of an animation the first frame is taken; a JPEG above MAX_PIXELS
+    has half its size. Raises ImageError, with the reason, for anything that is not a whole, decodable image.
     """
     return decode_rgb(read_bytes(path))
 
@@ -69,34 +82,116 @@ def decode_rgb(content: bytes, draft: int | None = None) -> NDArray[np.uint8]:
 
     With a ``draft``, a JPEG may be decoded at a fraction of its size, no side below this many pixels.
     """
+    return decode_photo(content, draft)[0]
+
+
+def decode_photo(content: bytes, draft: int | None = None) -> tuple[NDArray[np.uint8], int]:
+    """What ``decode_rgb`` returns, and how many pixels of the file one of its is wide: 2 above MAX_PIXELS, else 1."""
     with _reasons():
-        if content[4:12] in _HEIC:
-            try:
-                from pillow_heif import register_heif_opener
-            except ImportError:
-                raise ImageError(f"HEIC {needs('pillow-heif', 'faces')}") from None
-            register_heif_opener()
-        Image.init()  # does nothing after the first time
-        image: Image.Image = Image.open(io.BytesIO(content), formats=[name for name in _FORMATS if name in Image.OPEN])
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS // 10**6} million")
-        if draft:
-            image.draft("RGB", (draft, draft))
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode == "F":
-            raise ImageError("floating-point pixels, of unknown range")
-        if image.mode == "I" or image.mode.startswith("I;16"):
-            # Pillow clips these to 255 when asked to convert them. Rounds a 257th, within 16 bits.
-            gray = (np.asarray(image).clip(0, 65407) + 128) // 257
-            return np.stack([gray.astype(np.uint8)] * 3, axis=2)
-        if image.has_transparency_data:
-            layer = image.convert("RGBA")
+        image, exif, factor = _load(content, draft)
+        rgb = _rgb(image)
+        del image  # of four bytes a pixel
+        return _upright(rgb, _orientation(exif.removeprefix(_EXIF))), factor
+
+
+def _without_metadata(content: bytes) -> tuple[bytes, bytes]:
+    """A JPEG or PNG without what Pillow stumbles over though no pixel needs it, and its EXIF."""
+    if content.startswith(b"\xff\xd8\xff"):
+        start = content.find(_EXIF, 0, content.find(b"\xff\xda"))  # before the scan: of this picture
+        exif = content[start : start + 65536] if start > 0 else b""
+        for name in (_EXIF, b"ICC_PROFILE\0", b"Photoshop 3.0\0"):
+            content = content.replace(name, bytes(len(name)))  # unknown segments are passed over
+        return content, exif
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return content, b""
+    kept, exif, start = [content[:8]], b"", 8
+    while start + 8 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, start)
+        end = start + 12 + length
+        body, checksum = content[start + 4 : end - 4], content[end - 4 : end]
+        if kind == b"eXIf":
+            exif = body[4:]
+        elif not kind[0] & 32 or (kind == b"tRNS" and zlib.crc32(body).to_bytes(4, "big") == checksum):
+            kept.append(content[start:end])  # a small first letter: what decoders may pass over
+        start = end
+    return b"".join(kept), exif
+
+
+def _load(content: bytes, draft: int | None) -> tuple[Image.Image, bytes, int]:
+    """The decoded image, its EXIF, and how many pixels of the file one of its is wide."""
+    content, exif = _without_metadata(content)
+    image, factor = _open(content, draft)
+    try:
+        image.load()
+    except OSError:
+        if not isinstance(image, JpegImageFile):
+            raise
+        # Its end marker may be all that is missing: then what is put after its data changes no pixel.
+        content = content.rstrip(b"\xff")
+        image, *others = (_open(content + after + b"\xff\xd9")[0] for after in (b"", *_MORE_DATA))
+        if any(ImageChops.difference(image, other).getbbox() for other in others):
+            raise
+    return image, exif or image.info.get("exif") or b"", factor
+
+
+def _open(content: bytes, draft: int | None = None) -> tuple[Image.Image, int]:
+    if content[4:12] in _HEIC:
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError:
+            raise ImageError(f"HEIC {needs('pillow-heif', 'faces')}") from None
+        register_heif_opener()
+    Image.init()  # does nothing after the first time
+    image: Image.Image = Image.open(io.BytesIO(content), formats=[name for name in _FORMATS if name in Image.OPEN])
+    pixels, most = image.width * image.height, MAX_JPEG_PIXELS if isinstance(image, JpegImageFile) else MAX_PIXELS
+    if pixels > most:
+        raise ImageError(f"{image.width}x{image.height} pixels, more than {most // 10**6} million")
+    if pixels > MAX_PIXELS:
+        image.draft("RGB", (image.width // 2, image.height // 2))
+    elif draft:
+        image.draft("RGB", (draft, draft))
+    return image, 2 if pixels > MAX_PIXELS else 1
+
+
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode == "F":
+        raise ImageError("floating-point pixels, of unknown range")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow clips these to 255 when asked to convert them. Rounds a 257th, within 16 bits.
+        gray = (np.asarray(image).clip(0, 65407) + 128) // 257
+        return np.stack([gray.astype(np.uint8)] * 3, axis=2)
+    if image.has_transparency_data:
+        image = layer = image.convert("RGBA")
+        if layer.getbbox():  # where nothing is visible, transparency was not meant
             image = Image.new("RGB", layer.size, "white")
             image.paste(layer, mask=layer)
-            del layer
-        if image.mode != "RGB":
-            image = image.convert("RGB")
-        return np.array(image)
+        del layer
+    rgb: NDArray[np.uint8] = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, 256):  # as a whole, Pillow would copy it three times on the way
+        bottom = min(top + 256, image.height)
+        rgb[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)).convert("RGB"))
+    return rgb
+
+
+def _orientation(exif: bytes) -> int:
+    """What the first directory of EXIF says, however damaged the rest is; 1, upright, where it says nothing."""
+    order = ">" if exif.startswith(b"MM") else "<"
+    with contextlib.suppress(struct.error):
+        (start,) = struct.unpack_from(order + "I", exif, 4)
+        for entry in range(struct.unpack_from(order + "H", exif, start)[0]):
+            tag, _, _, first, second = struct.unpack_from(order + "HHIHH", exif, start + 2 + 12 * entry)
+            if tag == 0x0112:
+                return int(first or second)  # the second in a big-endian LONG
+    return 1
+
+
+def _upright(rgb: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Mirrors and turns a photo by EXIF's orientation, 2 to 8; others change nothing."""
+    if orientation in (2, 4, 5, 7):
+        rgb = np.asarray(cv2.flip(rgb, 1), np.uint8)
+    clockwise, half, counterclockwise = cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_COUNTERCLOCKWISE
+    turn = {3: half, 4: half, 5: counterclockwise, 6: clockwise, 7: clockwise, 8: counterclockwise}.get(orientation)
+    return rgb if turn is None else np.asarray(cv2.rotate(rgb, turn), np.uint8)
 
 
 def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

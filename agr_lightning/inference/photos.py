@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from agr_lightning.data.images import ImageError, decode_rgb, open_file, read_rgb, resize
+from agr_lightning.data.images import ImageError, decode_photo, open_file, read_bytes, resize
 from agr_lightning.inference.faces import Box, DetectorName, build_detector, find_faces, shrink
 from agr_lightning.inference.inputs import VIDEO_EXTENSIONS
 from agr_lightning.inference.predictor import Answer
@@ -104,7 +104,8 @@ class PhotoReader:
             if content is None and path.suffix.lower() in VIDEO_EXTENSIONS:
                 yield from self._frames(path)
             else:
-                yield self.look(read_rgb(path) if content is None else decode_rgb(content), path)
+                pixels, factor = decode_photo(read_bytes(path) if content is None else content)
+                yield self.look(pixels, path, factor=factor)
             return
         except ImageError as error:
             problem = str(error)
@@ -113,18 +114,21 @@ class PhotoReader:
             problem = f"failed ({' '.join(str(error).split())[:80] or type(error).__name__})"
         yield Photo(path, np.zeros((0, self._size, self._size, 3), np.uint8), problem=problem)
 
-    def look(self, pixels: NDArray[np.uint8], path: Path = Path(), seconds: float | None = None) -> Photo:
-        """The faces of a decoded photo: RGB, uint8 ``(height, width, 3)``."""
+    def look(
+        self, pixels: NDArray[np.uint8], path: Path = Path(), seconds: float | None = None, factor: int = 1
+    ) -> Photo:
+        """The faces of a decoded photo: RGB, uint8 ``(height, width, 3)``, whose file is ``factor`` times as large."""
         height, width = pixels.shape[:2]
         if self._detector is None:
             crops, boxes = resize(pixels, self._size)[None], [Box(0, 0, width, height)]
         else:
-            faces = find_faces(self._detector, pixels, self._options.min_size, self._options.largest)
+            faces = find_faces(self._detector, pixels, self._options.min_size / factor, self._options.largest)
             crops = np.array([face.crop(pixels, self._size) for face in faces], np.uint8)
             crops, boxes = crops.reshape(-1, self._size, self._size, 3), [face.box for face in faces]
         scale = min(1.0, _PICTURE_SIZE / max(height, width))
         picture = shrink(pixels, scale) if self.keep_picture else None
-        return Photo(path, crops, boxes, seconds, picture=picture, scale=scale)
+        boxes = [Box(factor * x, factor * y, factor * w, factor * h, sure) for x, y, w, h, sure in boxes]
+        return Photo(path, crops, boxes, seconds, picture=picture, scale=scale / factor)
 
     def _frames(self, path: Path) -> Iterator[Photo]:
         open_file(path).close()
