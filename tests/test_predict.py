@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agr_lightning.inference import annotate as annotate_module
 from agr_lightning.inference import photos as photos_module
 from agr_lightning.inference import predict as predict_module
-from agr_lightning.inference.annotate import label
-from agr_lightning.inference.faces import Box
 from agr_lightning.inference.inputs import find_photos
 from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader, photo_batches
 from agr_lightning.inference.predict import COLUMNS, Inputs, Row, TableWriter, join_parts, predict
-from agr_lightning.inference.predictor import Answer, Predictor
+from agr_lightning.inference.predictor import Predictor
 from agr_lightning.messages import UserError
 from tests.conftest import copy_run
 from tests.drawn_face import draw_photo
@@ -153,24 +149,6 @@ def test_copies_of_a_trainer_do_too(deep: Path, run: Run) -> None:
     code, _, err = run("predict", *options)
     assert code == 0, err
     _check_copies(Path("copies"))
-
-
-def test_labels() -> None:
-    whole = Answer(33.6, 28.2, 40.4, {"male": 0.02, "female": 0.98}, {"white": 0.5, "asian": 0.3})
-    assert label(whole) == "34 (28-40)  female 98%  white 50%"
-    assert label(replace(whole, races=None)) == "34 (28-40)  female 98%"
-    assert label(Answer(8.0, None, None, None, None)) == "8"
-
-
-def test_several_faces_are_numbered_as_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = Answer(8.0, None, None, None, None)
-    texts: list[str] = []
-    monkeypatch.setattr(annotate_module, "label", lambda *given: texts.append(label(*given)) or "")
-    boxes = [Box(40, 100, 220, 220), Box(330, 40, 380, 380)]
-    for count in (1, 2):
-        crops = np.zeros((count, 32, 32, 3), np.uint8)
-        annotate_module.draw(Photo(Path(), crops, boxes[:count], picture=draw_photo()), [answer] * count)
-    assert texts == ["8", "#0  8", "#1  8"]
 
 
 def test_a_list_of_paths(photos: Path) -> None:

@@ -1,8 +1,10 @@
 """Annotated copies of photos: a box and a label for each face."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -18,26 +20,91 @@ Annotator = Callable[[Photo, Sequence[Answer]], None]
 # Legible in print and to the colour-blind: dark on light, and light on dark.
 _INK, _PAPER = "#10243e", "#ffd23f"
 
+# Left, top, right and bottom, pixels; the last two are the first beyond.
+Edges = tuple[int, int, int, int]
+
+_MEASURE = ImageDraw.Draw(Image.new("1", (1, 1)))
+
+
+class Label(NamedTuple):
+    """A text, the size of its letters in pixels, and the edges of its ground."""
+
+    text: str
+    size: int
+    edges: Edges
+
 
 def draw(photo: Photo, answers: Sequence[Answer]) -> Image.Image:
     """The kept picture of a photo, with boxes and labels; several faces have their numbers, as in predictions.csv."""
     assert photo.picture is not None
     image = Image.fromarray(photo.picture)
     canvas = ImageDraw.Draw(image)
-    text_size = max(12, round(max(image.size) / 50))
-    font = ImageFont.load_default(text_size)
-    line = max(2, text_size // 7)
-    for face, ((x, y, width, height, _), answer) in enumerate(zip(photo.boxes, answers, strict=True)):
+    boxes: list[Edges] = []
+    for x, y, width, height, _ in photo.boxes:
         left, top, right, bottom = (round(value * photo.scale) for value in (x, y, x + width, y + height))
-        canvas.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=_PAPER, width=line)
-        text = label(answer, face if len(answers) > 1 else None)
-        _, _, text_width, text_height = (int(end) + 2 * line for end in canvas.textbbox((0, 0), text, font))
-        # Above the face, or inside where there is no room; never beyond the right edge.
-        left = max(0, min(left, image.width - text_width))
-        top = top - text_height if top >= text_height else top
-        canvas.rectangle((left, top, left + text_width, top + text_height), fill=_PAPER)
-        canvas.text((left + line, top + line // 2), text, _INK, font)
+        boxes.append((left, top, max(left + 1, right), max(top + 1, bottom)))
+        canvas.rectangle(_inclusive(boxes[-1]), outline=_PAPER, width=_margin(_text_size(image.size)))
+    texts = [label(answer, face if len(answers) > 1 else None) for face, answer in enumerate(answers)]
+    for text, size, edges in place_labels(texts, boxes, image.size):
+        canvas.rectangle(_inclusive(edges), fill=_PAPER)
+        canvas.text((edges[0] + _margin(size), edges[1] + _margin(size) // 2), text, _INK, ImageFont.load_default(size))
     return image
+
+
+def place_labels(texts: Sequence[str], boxes: Sequence[Edges], picture: tuple[int, int]) -> list[Label]:
+    """Labels of boxes, inside a picture of this width and height, none over another.
+
+    Each hides no face, or an eighth of its own at most, or as little as it can; it may have smaller letters, several
+    lines, or its first part alone for that. Where there is no room at all, it is left out.
+    """
+    placed: list[Label] = []
+    for text, box in zip(texts, boxes, strict=True):
+        labels = [other.edges for other in placed]
+        free = [choice for choice in _choices(text, box, picture) if not _hidden(choice, labels)]
+        placed += sorted(free, key=lambda choice: _harm(choice, box, boxes))[:1]
+    return placed
+
+
+def _harm(choice: Label, box: Edges, boxes: Sequence[Edges]) -> int:
+    """0 where a label of a box hides no face, 1 where an eighth of the box at most, and more."""
+    hidden = _hidden(choice, boxes)
+    return min(hidden, max(1, hidden - (box[2] - box[0]) * (box[3] - box[1]) // 8))
+
+
+def _choices(text: str, box: Edges, picture: tuple[int, int]) -> Iterator[Label]:
+    """How and where the label of a box may be, the best first; inside the picture."""
+    left, top, right, bottom = box
+    size = min(_text_size(picture), max(12, (right - left) // 12))
+    sizes = dict.fromkeys((size, max(9, 3 * size // 4), 9))
+    texts = [text, text.replace("  ", "\n"), text.partition("  ")[0]]
+    for letters, words in [*product(sizes, texts[:2]), *product(sizes, texts[2:])]:
+        bounds = _MEASURE.textbbox((0, 0), words, ImageFont.load_default(letters))
+        width, height = (int(bound) + 2 * _margin(letters) for bound in bounds[2:])
+        if width > picture[0] or height > picture[1]:
+            continue
+        around = [*product((left, right - width), (top - height, bottom)), (right, top), (left - width, top)]
+        for x, y in [*around, (left, top), (left, bottom - height)]:
+            x, y = max(0, min(x, picture[0] - width)), max(0, min(y, picture[1] - height))
+            yield Label(words, letters, (x, y, x + width, y + height))
+
+
+def _hidden(choice: Label, areas: Iterable[Edges]) -> int:
+    """How many pixels of some areas a label covers."""
+    left, top, right, bottom = choice.edges
+    sides = ((min(right, far) - max(left, near), min(bottom, low) - max(top, high)) for near, high, far, low in areas)
+    return sum(max(0, width) * max(0, height) for width, height in sides)
+
+
+def _inclusive(edges: Edges) -> Edges:
+    return (*edges[:2], edges[2] - 1, edges[3] - 1)
+
+
+def _text_size(picture: tuple[int, int]) -> int:
+    return max(12, round(max(picture) / 50))
+
+
+def _margin(text_size: int) -> int:
+    return max(2, text_size // 7)
 
 
 def label(answer: Answer, face: int | None = None) -> str:
