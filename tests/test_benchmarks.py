@@ -17,6 +17,7 @@ SMALLEST = {
     "test_overhead": ("--images", "48", "--batch_size", "8", "--repeats", "1", "--root", "{cards}"),
     "predict": ("--images", "64", "--many", "100", "--repeats", "1"),
     "crop_sensitivity": ("--images", "20", "--detector_images", "3", "--root", "{cards}"),
+    "degradation": ("--images", "20", "--root", "{cards}"),
     "exported": ("--images", "20", "--networks", "small", "--root", "{cards}"),
     "startup": ("--images", "100", "--repeats", "1"),
     "memory": ("--sizes", "100", "--steps", "2"),
