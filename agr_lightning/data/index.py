@@ -23,7 +23,7 @@ from agr_lightning.labels import MISSING, LabelError, parse_name
 from agr_lightning.messages import UserError
 
 # Part of the name of every stored scan: raise it when what is stored, or how it is computed, changes.
-_SCAN_VERSION = 4
+_SCAN_VERSION = 5
 _SCAN = ["file", "size", "mtime_ns", "reason", "digest", "thumbnail", "group"]
 
 
