@@ -210,6 +210,7 @@ class ResultsWriter(Callback):
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "temperatures": {"gender": float(fitted.gender_temperature), "race": float(fitted.race_temperature)},
             "adult_threshold": None if fitted.adult_threshold.isnan() else float(fitted.adult_threshold),
+            "under_18": {"slope": float(fitted.under_18_slope), "intercept": float(fitted.under_18_intercept)},
             "training_seconds": self._training_seconds,
         }
 

@@ -19,7 +19,7 @@ from agr_lightning.models.config import NetworkConfig
 from agr_lightning.models.network import AGRNetwork
 
 # Where a file says what it holds, and the number of that layout.
-KEY, FORMAT = "agr_lightning", 2
+KEY, FORMAT = "agr_lightning", 3
 
 # The networks that come with this project, by the names that --ckpt_path and --model.weights take.
 _WEIGHTS = Path(__file__).parent / "weights"

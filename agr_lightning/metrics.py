@@ -106,7 +106,7 @@ class PredictionTable(Metric):
         """Adds a batch."""
         n = len(index)
         columns = [index[:, None]] + [labels[task][:, None] for task in TASKS]
-        for values, width in zip(predictions, (1, 1, 1, len(GENDERS), len(RACES)), strict=True):
+        for values, width in zip(predictions, (1, 1, 1, len(GENDERS), len(RACES), 1), strict=True):
             columns.append(
                 torch.full((n, width), torch.nan, device=index.device) if values is None else values.reshape(n, width)
             )

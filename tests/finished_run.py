@@ -40,6 +40,7 @@ FACTS: dict[str, Any] = {
     "training_seconds": 90.0,
     "temperatures": {"gender": 1.2, "race": 0.9},
     "adult_threshold": 20.0,
+    "under_18": {"slope": 0.8, "intercept": 0.1},
 }
 
 
@@ -59,8 +60,9 @@ def random_table(samples: DataFrame, tasks: Sequence[str] = TASKS, seed: int = 0
     age = samples["age"] + rng.normal(0, 6, n) if "age" in tasks else np.full(n, np.nan)
     gender = gender if "gender" in tasks else np.full((n, 2), np.nan)
     race = race if "race" in tasks else np.full((n, 5), np.nan)
+    under_18 = 1 / (1 + np.exp(age - 18))
     labels = samples[["age", "gender", "race"]].to_numpy()
-    return prediction_table(np.column_stack([np.arange(n), labels, age, age - 6, age + 6, gender, race]))
+    return prediction_table(np.column_stack([np.arange(n), labels, age, age - 6, age + 6, gender, race, under_18]))
 
 
 def shades(indices: Sequence[int]) -> Any:

@@ -61,9 +61,9 @@ def test_what_is_on_the_page(opened: AppTest) -> None:
     assert [warning.value[:13] for warning in page.warning] == ["No face was f"]
     assert [error.value for error in page.error] == ["This file cannot be used: `not an image`."]
     table = page.table[0].value
-    assert list(table) == ["Face", "Age", "Gender", "Race"] and list(table["Face"]) == ["#0", "#1"]
+    assert list(table) == ["Face", "Age", "Under 18", "Gender", "Race"] and list(table["Face"]) == ["#0", "#1"]
     page.sidebar.toggle[0].set_value(False).run()
-    assert list(page.table[0].value) == ["Face", "Age", "Gender"]
+    assert list(page.table[0].value) == ["Face", "Age", "Under 18", "Gender"]
 
 
 def test_names_are_no_markdown(opened: AppTest) -> None:
@@ -146,7 +146,7 @@ def test_a_photo_with_two_faces(page: Any, tmp_path: Path) -> None:
     cells = table.locator("tbody tr").all_inner_texts()
     assert len(cells) == 2 and table.locator("th", has_text="Race").count() == 1
     for face, row in enumerate(cells):
-        found = re.match(rf"#{face}\s+(\d+) years \((\d+) to (\d+)\)\s+(male|female) \d+%", row)
+        found = re.match(rf"#{face}\s+(\d+) years \((\d+) to (\d+)\)\s+\d+%\s+(male|female) \d+%", row)
         assert found, row
         assert int(found[2]) <= int(found[1]) <= int(found[3])
     with page.expect_download() as download:

@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pandas import DataFrame
 
 from agr_lightning.evaluation.metric_table import PROBABILITIES
@@ -15,8 +17,9 @@ from agr_lightning.models.calibration import (
     fit_age_intervals,
     fit_calibration,
     fit_temperature,
+    fit_under_18,
 )
-from agr_lightning.models.config import NetworkConfig
+from agr_lightning.models.config import AgeLossName, NetworkConfig
 from agr_lightning.models.network import AGRNetwork
 
 
@@ -96,6 +99,70 @@ def test_the_adult_threshold_misses_one_minor_in_a_hundred() -> None:
     assert math.isnan(fit_adult_threshold(predicted, np.full(200, 18.0)))
 
 
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logits))
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(0.4, 1.5), (1.0, 0.0), (2.0, -1.0)])
+def test_the_line_of_the_logits_of_being_under_18_is_found(slope: float, intercept: float) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(-2, 4, 20_000)
+    age = np.where(rng.random(20_000) < _sigmoid(slope * logits + intercept), 17, 18)
+    assert fit_under_18(_sigmoid(logits), age) == pytest.approx((slope, intercept), rel=0.1, abs=0.1)
+
+
+@pytest.mark.parametrize("minors", [0, 9, 191, 200])
+def test_too_few_minors_or_adults_leave_the_logits_as_they_are(minors: int) -> None:
+    age = np.where(np.arange(200) < minors, 5, 40)
+    assert fit_under_18(np.random.default_rng(0).random(200), age) == (1, 0)
+    assert fit_under_18(np.full(200, np.nan), np.tile([5, 40], 100)) == (1, 0)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 116)), max_size=60), st.booleans())
+@settings(deadline=None)
+def test_any_probabilities_and_ages_give_a_finite_line_that_keeps_the_order(
+    faces: list[tuple[float, int]], certain: bool
+) -> None:
+    probabilities = np.array([round(p) if certain else p for p, _ in faces])
+    slope, intercept = fit_under_18(probabilities, np.array([age for _, age in faces]))
+    assert 0 <= slope <= 20 and abs(intercept) <= 20
+
+
+def test_minors_and_adults_told_apart_without_a_mistake_are_not_certain() -> None:
+    calibration = Calibration()
+    slope, intercept = fit_under_18(np.repeat([0.0, 1.0], 50), np.repeat([40, 5], 50))
+    calibration.under_18_slope.fill_(slope)
+    calibration.under_18_intercept.fill_(intercept)
+    # 51 of 52: what 50 minors of 50 say of the next one.
+    assert calibration.prob_under_18(torch.tensor([-100.0, 100.0])).tolist() == pytest.approx(
+        [1 / 52, 51 / 52], abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("loss", ["dldl", "coral", "l1"])
+def test_the_probability_of_being_under_18_is_that_of_the_age_distribution(loss: AgeLossName) -> None:
+    torch.manual_seed(0)
+    network = AGRNetwork(NetworkConfig(image_size=64, age_loss=loss)).eval()
+    images = torch.randint(0, 256, (6, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        output = network(images)["age"]
+        found = network.predict(images).prob_under_18
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = network.predict(images).prob_under_18
+    if loss == "l1":
+        assert found is None and mixed is None
+        return
+    assert found is not None and mixed is not None
+    right = output.softmax(1)[:, :18].sum(1) if loss == "dldl" else 1 - output[:, 17].sigmoid()
+    assert torch.allclose(found, right, atol=1e-6)
+    assert mixed.dtype == torch.float32 and torch.allclose(mixed, found, atol=0.01)
+    network.calibration.under_18_slope.fill_(2.0)
+    network.calibration.under_18_intercept.fill_(-1.0)
+    with torch.inference_mode():
+        after = network.predict(images).prob_under_18
+    assert after is not None and torch.allclose(after, (2 * right.logit() - 1).sigmoid(), atol=1e-5)
+
+
 def test_the_network_applies_what_was_fitted() -> None:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -106,7 +173,7 @@ def test_the_network_applies_what_was_fitted() -> None:
     assert before.age_low is not None and before.age_low.isnan().all()
     n = 300
     labels = {"age": 40 + rng.normal(0, 5, n), "gender": rng.integers(0, 2, n), "race": rng.integers(0, 5, n)}
-    table = DataFrame({**labels, "predicted_age": np.full(n, 40.0)})
+    table = DataFrame({**labels, "predicted_age": np.full(n, 40.0), "prob_under_18": np.nan})
     for columns in PROBABILITIES.values():
         table[columns] = _softmax(rng.normal(0, 1, (n, len(columns))))
     fitted = fit_calibration(table)
@@ -128,7 +195,7 @@ def test_tasks_that_are_not_there_stay_neutral() -> None:
     rng = np.random.default_rng(0)
     n = 300
     labels = {"age": rng.uniform(0, 80, n), "gender": rng.integers(0, 2, n), "race": np.full(n, MISSING)}
-    table = DataFrame({**labels, "predicted_age": np.full(n, np.nan)})
+    table = DataFrame({**labels, "predicted_age": np.full(n, np.nan), "prob_under_18": np.nan})
     table[PROBABILITIES["gender"]] = np.nan
     table[PROBABILITIES["race"]] = _softmax(rng.normal(0, 1, (n, 5)))
     fitted, neutral = fit_calibration(table), Calibration().state_dict()

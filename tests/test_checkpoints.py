@@ -130,7 +130,7 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
     (tmp_path / "empty.safetensors").touch()
     for name, message in (
         ("plain", "does not say what its weights are of"),
-        ("newer", r"is of another version of this project \(format 99, not 2\)"),
+        ("newer", r"is of another version of this project \(format 99, not 3\)"),
         ("nested", "is no checkpoint or safetensors file, or is damaged or cut short"),
         ("cut", "is no checkpoint or safetensors file, or is damaged or cut short"),
         ("empty", "is no checkpoint or safetensors file, or is damaged or cut short"),
@@ -251,7 +251,7 @@ def test_the_shipped_weights_are_complete_and_small(name: str) -> None:
     assert trained.name == name and trained.exported and trained.config.tasks == TASKS
     assert trained.seen is not None and len(trained.seen["training_images"]) > 10_000
     predictions = trained.network().predict(torch.zeros(1, 3, 96, 96, dtype=torch.uint8)).arrays()
-    assert set(predictions) == {"age", "age_low", "age_high", "gender", "race"}
+    assert set(predictions) == {"age", "age_low", "age_high", "gender", "race", "prob_under_18"}
     assert all(np.isfinite(values).all() for values in predictions.values())
 
 

@@ -53,7 +53,7 @@ def test_answers_are_those_of_the_checkpoint(exported: Path, trained: Path, card
     images = [read_rgb(path) for path in sorted(cards.iterdir())]
     ours, theirs = Predictor.load(exported)(images), Predictor.load(trained)(images)
     for one, other in zip(ours, theirs, strict=True):
-        for name in ("age", "age_low", "age_high", "genders", "races"):
+        for name in ("age", "age_low", "age_high", "genders", "races", "prob_under_18"):
             assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-3)
         assert (one.gender, one.race) == (other.gender, other.race)
 
@@ -62,7 +62,7 @@ def test_a_stranger_needs_the_file_alone(exported: Path, cards: Path) -> None:
     """As somebody would use it who has onnxruntime, and nothing of this project."""
     session = onnxruntime.InferenceSession(exported)
     facts = json.loads(session.get_modelmeta().custom_metadata_map["agr_lightning"])
-    assert facts["labels"] == {"gender": list(GENDERS), "race": list(RACES)} and facts["format"] == 2
+    assert facts["labels"] == {"gender": list(GENDERS), "race": list(RACES)} and facts["format"] == 3
     assert facts["network"]["image_size"] == 48 and facts["network"]["backbone"] == "agr_cnn"
     assert len(facts["calibration"]["age_low"]) == 10 and facts["age_interval_level"] == 0.8
     files = sorted(cards.iterdir())[:40]
@@ -142,6 +142,7 @@ def test_every_kind_of_network_can_be_exported(config: NetworkConfig, here: Path
     present = {"age": answer.age, "gender": answer.gender, "race": answer.race}
     assert tuple(task for task, value in present.items() if value is not None) == config.tasks
     assert answer.age_low is None  # never calibrated
+    assert (answer.prob_under_18 is not None) == ("age" in config.tasks)  # read from a distribution
 
 
 def _export_fresh(config: NetworkConfig) -> Path:
@@ -189,8 +190,8 @@ def test_what_is_no_export_of_ours_is_refused(small: Path, here: Path) -> None:
             Predictor.load(f"{name}.onnx")
     network = json.loads(onnx.load_from_string(whole).metadata_props[0].value)["network"]
     for name, change, message in (
-        ("other", None, "its format is None, not 2: export the checkpoint again"),
-        ("earlier", {"format": 1}, "its format is 1, not 2"),
+        ("other", None, "its format is None, not 3: export the checkpoint again"),
+        ("earlier", {"format": 2}, "its format is 2, not 3"),
         ("size", {"network": network | {"image_size": "48"}}, "its image_size cannot be '48'"),
         ("labels", {"labels": {"gender": ["female", "male"]}}, "its labels are not those of this project"),
     ):

@@ -67,6 +67,7 @@ def _check_rows(rows: list[dict[str, str]]) -> None:
     assert tuple(rows[0]) == COLUMNS
     assert float(rows[0]["width"]) > 1.4 * float(rows[1]["width"]) and float(rows[0]["x"]) > float(rows[1]["x"])
     assert float(rows[0]["age_low"]) < float(rows[0]["age"]) < float(rows[0]["age_high"])
+    assert COLUMNS[-1] == "prob_under_18" and 0 <= float(rows[0]["prob_under_18"]) <= 1
     assert rows[4]["reason"] == "truncated" and rows[3]["reason"] == rows[3]["age"] == ""
 
 

@@ -155,7 +155,7 @@ def test_minors_are_told_from_adults_at_two_thresholds() -> None:
 
 @pytest.mark.parametrize("tasks", [("age", "gender", "race"), ("race",), ("age",)])
 @pytest.mark.parametrize(
-    "kind", ["no race labels", "one class", "ten samples", "one sample", "one age", "uncalibrated"]
+    "kind", ["no race labels", "one class", "ten samples", "one sample", "one age", "uncalibrated", "a number"]
 )
 def test_what_cannot_be_computed_is_null_with_a_reason(kind: str, tasks: tuple[str, ...]) -> None:
     n = {"ten samples": 10, "one sample": 1}.get(kind, 60)
@@ -169,6 +169,8 @@ def test_what_cannot_be_computed_is_null_with_a_reason(kind: str, tasks: tuple[s
         table = table.assign(age=30.0)
     elif kind == "uncalibrated":
         table = table.assign(age_low=np.nan, age_high=np.nan)
+    elif kind == "a number":
+        table = table.assign(prob_under_18=np.nan)
     facts = FACTS | {"network": {"backbone": "agr_cnn", "tasks": list(tasks)}, "epoch": None, "adult_threshold": None}
     results = make_results(table, samples, facts)
     json.dumps(results, allow_nan=False)
@@ -181,8 +183,28 @@ def test_what_cannot_be_computed_is_null_with_a_reason(kind: str, tasks: tuple[s
         assert results["reasons"]["race_acc"] == "no test image has a race label" and results["classes"]["race"] is None
     if kind == "uncalibrated" and "age" in tasks:
         assert "too few validation images" in results["reasons"]["age_coverage"] and results["age_interval"] is None
+    if kind == "a number" and "age" in tasks:
+        assert results["reasons"]["age_under_18_ece"] == "the network gives no distribution of ages"
+        assert results["calibration"]["under_18"] is None and results["minors"] is not None
     if kind == "one sample":
         assert all(bounds is None for bounds in metrics["intervals"].values())
+
+
+def test_the_reliability_of_being_under_18_is_measured_in_bins() -> None:
+    samples = random_samples(200).assign(age=[10] * 30 + [17] * 20 + [18] * 50 + [60] * 100)
+    table = random_table(samples).assign(prob_under_18=[0.9] * 50 + [0.4] * 50 + [0.0] * 100)
+    results = _make(table, samples)
+    found = results["calibration"]["under_18"]
+    assert (found["slope"], found["intercept"]) == (0.8, 0.1)
+    bins = [(round(each["probability"], 4), each["minors"], each["n"]) for each in found["bins"]]
+    assert bins == [(0.0, 0.0, 100), (0.4, 0.0, 50), (0.9, 1.0, 50)]
+    assert results["metrics"]["age_under_18_ece"] == pytest.approx((50 * 0.4 + 50 * 0.1) / 200)
+    titles = [axes.get_title() for axes in _draw(table, samples)["reliability"].axes]
+    assert len(titles) == 3 and titles[2] == "Under 18: calibration error 12.5%"
+    alone = random_table(samples, ("age",))
+    assert [axes.get_xlabel() for axes in _draw(alone, samples)["reliability"].axes] == [
+        "probability of being under 18"
+    ]
 
 
 def test_results_do_not_depend_on_chance_or_on_the_test_set_s_name() -> None:
@@ -260,7 +282,7 @@ def test_stage_metrics_weigh_samples_and_not_batches() -> None:
     metrics = StageMetrics(("age", "race"))
     for ages, races, loss in (([1.0, 2.0, 3.0], [0, MISSING, MISSING], 5.0), ([9.0], [0], 1.0)):
         n = len(ages)
-        predictions = Predictions(torch.zeros(n), None, None, None, torch.eye(5)[[1] * n])
+        predictions = Predictions(torch.zeros(n), None, None, None, torch.eye(5)[[1] * n], None)
         labels: dict[Task, torch.Tensor] = {
             "age": torch.tensor(ages),
             "gender": torch.zeros(n),
@@ -283,7 +305,7 @@ def test_the_table_sorts_and_counts_each_sample_once() -> None:
             "gender": torch.zeros(n, dtype=torch.long),
             "race": torch.full((n,), MISSING),
         }
-        table.update(torch.tensor(places), labels, Predictions(torch.tensor([p + 0.5 for p in places]), *[None] * 4))
+        table.update(torch.tensor(places), labels, Predictions(torch.tensor([p + 0.5 for p in places]), *[None] * 5))
     found = table.compute()
     assert found["index"].tolist() == [0, 1, 2] and found.predicted_age.tolist() == [0.5, 1.5, 2.5]
     assert found.race.tolist() == [MISSING] * 3 and found[PROBABILITIES["gender"]].isna().all(axis=None)

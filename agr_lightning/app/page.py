@@ -57,6 +57,8 @@ def cells(face: int, answer: Answer) -> dict[str, str]:
     if answer.age is not None:
         interval = "" if answer.age_low is None else f" ({answer.age_low:.0f} to {answer.age_high:.0f})"
         row["Age"] = f"{answer.age:.0f} years{interval}"
+    if answer.prob_under_18 is not None:
+        row["Under 18"] = f"{answer.prob_under_18:.0%}"
     for task, classes in answer.ranked.items():
         row[task.title()] = ", ".join(f"{name} {value:.0%}" for name, value in classes if value >= 0.05)
     return row

@@ -14,12 +14,16 @@ from numpy.typing import ArrayLike, NDArray
 from pandas import DataFrame
 
 from agr_lightning.labels import CLASSES, MISSING, TASKS, ClassTask, Task
+from agr_lightning.models.calibration import ADULT
 
 Values = NDArray[np.float64]
 
 # Columns of probabilities, in the order of the classes' codes.
 PROBABILITIES = {task: [f"prob_{name}" for name in names] for task, names in CLASSES.items()}
-TABLE_COLUMNS = ("index", *TASKS, "predicted_age", "age_low", "age_high", *chain(*PROBABILITIES.values()))
+TABLE_COLUMNS = (
+    *("index", *TASKS, "predicted_age", "age_low", "age_high", *chain(*PROBABILITIES.values())),
+    "prob_under_18",
+)
 
 CONFIDENCE_BINS = 15  # of equal width, in which calibration is measured
 
@@ -72,10 +76,17 @@ def _hits_by_class(table: DataFrame, task: ClassTask) -> Values:
     return np.where(members, hits(table, task)[:, None], np.nan)
 
 
-def _overconfidence_by_bin(table: DataFrame, task: ClassTask) -> Values:
-    sure = confidence(table, task)
+def minors(table: DataFrame) -> Values:
+    """1 for faces labelled below 18 years, 0 for others, NaN where the probability of it is unknown, ``(n,)``."""
+    return np.where(table["prob_under_18"].isna(), np.nan, table["age"] < ADULT)
+
+
+def _overconfidence_by_bin(table: DataFrame, task: ClassTask | None = None) -> Values:
+    """Probability minus what happened, in the column of its bin: of the predicted class, or of being under 18."""
+    sure = table["prob_under_18"].to_numpy() if task is None else confidence(table, task)
+    right = minors(table) if task is None else hits(table, task)
     members = confidence_bin(sure)[:, None] == np.arange(CONFIDENCE_BINS)
-    return np.where(members, (sure - hits(table, task))[:, None], np.nan)
+    return np.where(members, (sure - right)[:, None], np.nan)
 
 
 def _mean(sums: Values, counts: Values) -> Values:
@@ -160,6 +171,8 @@ def _of_classes(task: ClassTask) -> list[Metric]:
     ]
 
 
+_NO_DISTRIBUTION = "the network gives no distribution of ages"
+_DISTANCE = "mean distance between the probability of being under 18 and the share of minors"
 _UNCALIBRATED = "there were too few validation images to calibrate age intervals"
 _WITHIN = "images whose label lies in the age interval"
 _OF_AGE = [
@@ -168,6 +181,10 @@ _OF_AGE = [
     Metric("age_bias", "age bias", "mean of predicted minus labelled age", "years", error, by_group=True, signed=True),
     Metric("age_cs5", "within 5 years", "images with an error of at most 5 years", "%", _within_5_years, headline=True),
     Metric("age_coverage", "interval coverage", _WITHIN, "%", _covered, by_group=True, missing=_UNCALIBRATED),
+    Metric(
+        *("age_under_18_ece", "under-18 calibration error", _DISTANCE, "%", _overconfidence_by_bin, _calibration_error),
+        missing=_NO_DISTRIBUTION,
+    ),
 ]
 
 METRICS = {metric.name: metric for metric in (*_OF_AGE, *_of_classes("gender"), *_of_classes("race"))}

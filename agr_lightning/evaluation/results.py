@@ -37,7 +37,8 @@ def make_results(table: DataFrame, samples: DataFrame, facts: Mapping[str, Any])
         samples: the test set, with columns name, age, gender, race, and group: its numbers are equal for copies of a
             photo. ``table["index"]`` says which of its rows were predicted.
         facts: checkpoint (a shipped name or a path from the run folder), epoch, network (``NetworkConfig.to_dict()``),
-            parameters, training_seconds, temperatures (of gender and race), adult_threshold.
+            parameters, training_seconds, temperatures (of gender and race), adult_threshold,
+            under_18 (slope and intercept).
 
     Returns:
         Metrics with 95 % intervals, groups, and the facts. What cannot be computed is None; ``reasons`` says why.
@@ -64,7 +65,7 @@ def make_results(table: DataFrame, samples: DataFrame, facts: Mapping[str, Any])
         "metrics": metrics,
         "reasons": {name: METRICS[name].reason(network["tasks"]) for name in METRICS if metrics[name] is None},
         "classes": {task: _classes(table, task) for task in CLASSES},
-        "calibration": {task: _reliability(table, task, facts["temperatures"][task]) for task in CLASSES},
+        "calibration": dict(_calibration(table, facts)),
         "age_interval": _age_interval(table, estimates[_ALL, "age_coverage"]),
         "minors": _minors(table, facts["adult_threshold"]),
         "smallest_group": SMALLEST_GROUP,
@@ -174,14 +175,22 @@ def _classes(table: DataFrame, task: ClassTask) -> Entry | None:
     return {"classes": classes.where(classes.notna(), None).to_dict("records"), "confusion": counts.tolist()}
 
 
-def _reliability(table: DataFrame, task: ClassTask, temperature: float) -> Entry | None:
-    """How often the classifier is right where it is so and so sure."""
-    found = {"confidence": metric_table.confidence(table, task), "accuracy": metric_table.hits(table, task)}
-    faces = DataFrame(found).dropna()
+def _calibration(table: DataFrame, facts: Mapping[str, Any]) -> Iterator[tuple[str, Entry | None]]:
+    """What was fitted, and how often it is so where the network is so and so sure: of its classes, and of minors."""
+    for task in CLASSES:
+        found = {"confidence": metric_table.confidence(table, task), "accuracy": metric_table.hits(table, task)}
+        yield task, _reliability(DataFrame(found), {"temperature": facts["temperatures"][task]})
+    found = {"probability": table["prob_under_18"].to_numpy(), "minors": metric_table.minors(table)}
+    yield "under_18", _reliability(DataFrame(found), facts["under_18"])
+
+
+def _reliability(faces: DataFrame, fitted: Entry) -> Entry | None:
+    """Means of both columns, probability and outcome, in each bin of the first; None where nothing is known."""
+    faces = faces.dropna()
     if faces.empty:
         return None
-    bins = faces.groupby(metric_table.confidence_bin(faces["confidence"].to_numpy()))
-    return {"temperature": temperature, "bins": bins.mean().assign(n=bins.size()).to_dict("records")}
+    bins = faces.groupby(metric_table.confidence_bin(faces.iloc[:, 0].to_numpy()))
+    return fitted | {"bins": bins.mean().assign(n=bins.size()).to_dict("records")}
 
 
 def _age_interval(table: DataFrame, coverage: Estimate) -> Entry | None:

@@ -18,7 +18,7 @@ from agr_lightning.data.cards import draw_cards
 from agr_lightning.data.images import read_rgb, resize
 from agr_lightning.files import ONNX_SUFFIX, SAFETENSORS_SUFFIX, atomic_write, user_path
 from agr_lightning.inference.inputs import find_photos
-from agr_lightning.inference.predictor import ONNX_FORMAT, ONNX_INPUT, ONNX_KEY, OUTPUTS, load_onnx
+from agr_lightning.inference.predictor import ONNX_FORMAT, ONNX_INPUT, ONNX_KEY, load_onnx
 from agr_lightning.labels import CLASSES
 from agr_lightning.messages import UserError, needs
 from agr_lightning.models.calibration import AGE_INTERVAL_LEVEL
@@ -88,14 +88,15 @@ def _to_onnx(network: AGRNetwork, epoch: int | None, half: bool) -> bytes:
     except ImportError as error:
         raise UserError(f"ONNX {needs(str(error.name), 'onnx')}.") from None
     config = network.config
+    example = torch.zeros(2, 3, config.image_size + 1, config.image_size + 2, dtype=torch.uint8)
     with warnings.catch_warnings(action="ignore"):
         program = torch.onnx.export(
             _Whole(network).eval(),
-            (torch.zeros(2, 3, config.image_size + 1, config.image_size + 2, dtype=torch.uint8),),
+            (example,),
             dynamo=True,
             opset_version=18,  # with which resizing with anti-aliasing came
             input_names=[ONNX_INPUT],
-            output_names=[name for name in OUTPUTS if name.partition("_")[0] in config.tasks],
+            output_names=list(network.predict(example).arrays()),
             dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
             verbose=False,
         )
@@ -146,7 +147,7 @@ def _compare(network: AGRNetwork, file: Path, faces: Sequence[NDArray[np.uint8]]
         for name, right in expected.arrays().items():
             # Both ends of an interval that was never calibrated are NaN.
             gap = np.where(np.isnan(found[name]) & np.isnan(right), 0, np.abs(found[name] - right)).max()
-            unit = "probability" if name in CLASSES else "years"
+            unit = "years" if name.startswith("age") else "probability"
             worst[unit] = np.maximum(worst[unit], gap)  # unlike max, NaN if one of both is
     years, probability = worst.values()
     text = f"at most {years:.1g} years and {probability:.1g} probability from the checkpoint's, on {len(faces):,} faces"

@@ -31,7 +31,7 @@ COLUMNS = (
     *("path", "face", "status", "x", "y", "width", "height"),
     *("age", "age_low", "age_high", "gender", "gender_probability", "race", "race_probability"),
     *(f"prob_{name}" for name in GENDERS + RACES),
-    *("seconds", "reason", "face_probability"),
+    *("seconds", "reason", "face_probability", "prob_under_18"),
 )
 
 # By column, and the index of the input.
@@ -101,6 +101,8 @@ def _rows(photo: Photo, answers: Sequence[Answer]) -> Iterator[Row]:
         for task, classes in answer.ranked.items():
             row |= {task: classes[0][0], f"{task}_probability": round(classes[0][1], 4)}
             row |= {f"prob_{name}": round(probability, 4) for name, probability in classes}
+        if answer.prob_under_18 is not None:
+            row["prob_under_18"] = round(answer.prob_under_18, 4)
         yield row
 
 

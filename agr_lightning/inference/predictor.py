@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,11 @@ from agr_lightning.messages import UserError, needs
 from agr_lightning.models.config import NetworkConfig
 
 # What an engine returns, and an ONNX file has as outputs, of the tasks that the network has: years, float32 (faces,),
-# and probabilities, float32 (faces, classes).
-OUTPUTS = ("age", "age_low", "age_high", "gender", "race")
+# and probabilities, float32 (faces, classes) and (faces,).
+OUTPUTS = ("age", "age_low", "age_high", "gender", "race", "prob_under_18")
 
 # The input of an ONNX file; where it says what it is, and the number of that layout.
-ONNX_INPUT, ONNX_KEY, ONNX_FORMAT = "images", "agr_lightning", 2
+ONNX_INPUT, ONNX_KEY, ONNX_FORMAT = "images", "agr_lightning", 3
 
 Arrays = Mapping[str, NDArray[np.float32]]
 
@@ -39,6 +40,7 @@ class Answer:
         age_high: its upper end.
         genders: probability of each of ``labels.GENDERS``.
         races: probability of each of ``labels.RACES``.
+        prob_under_18: probability of an age below 18 years; None also where the network gives no distribution of ages.
         face_probability: how sure the face detector was; None for crops, and where it does not say.
     """
 
@@ -47,6 +49,7 @@ class Answer:
     age_high: float | None
     genders: dict[str, float] | None
     races: dict[str, float] | None
+    prob_under_18: float | None = None
     face_probability: float | None = None
 
     @property
@@ -73,7 +76,8 @@ def answers(arrays: Arrays) -> list[Answer]:
         row = {name: values[face].tolist() for name, values in arrays.items()}
         years = [None if math.isnan(row.get(name, math.nan)) else row[name] for name in OUTPUTS[:3]]
         classes = [dict(zip(names, row[task], strict=True)) if task in row else None for task, names in CLASSES.items()]
-        found.append(Answer(*years, *classes))
+        values: list[Any] = [*years, *classes, row.get("prob_under_18")]
+        found.append(Answer(*values))
     return found
 
 

@@ -40,6 +40,9 @@ class AgeRegression(nn.Linear):
         """Years, ``(batch,)``: what ``forward`` returned."""
         return output
 
+    def logit_below(self, output: Tensor, age: int) -> None:
+        """None: there is no probability to read out."""
+
 
 class AgeDistribution(nn.Linear):
     """A softmax over the years 0 to 116; the age is its mean or its median."""
@@ -53,6 +56,10 @@ class AgeDistribution(nn.Linear):
     def years(self, output: Tensor) -> Tensor:
         """Years, ``(batch,)``, from logits ``(batch, 117)``."""
         return read_out(1 - output.softmax(1).cumsum(1)[:, :-1], self.readout)
+
+    def logit_below(self, output: Tensor, age: int) -> Tensor:
+        """Logit of the probability of an age below this one, years, ``(batch,)``, from what ``forward`` returned."""
+        return output[:, :age].logsumexp(1) - output[:, age:].logsumexp(1)
 
 
 class AgeOrdinal(nn.Module):
@@ -78,6 +85,10 @@ class AgeOrdinal(nn.Module):
     def years(self, output: Tensor) -> Tensor:
         """Years, ``(batch,)``, from what ``forward`` returned."""
         return read_out(output.sigmoid(), self.readout)
+
+    def logit_below(self, output: Tensor, age: int) -> Tensor:
+        """Logit of the probability of an age below this one, years, ``(batch,)``, from what ``forward`` returned."""
+        return -output[:, age - 1]
 
 
 def read_out(survival: Tensor, readout: AgeReadout | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is fitted on validation images and goes with every prediction: temperatures, age intervals, a threshold."""
+"""What is fitted on validation images and goes with every prediction: temperatures, age intervals, minors."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,10 @@ AGE_INTERVAL_LEVEL = 0.8
 # Below this age, in years, somebody counts as a minor; the threshold may miss this share of the minors.
 ADULT, MISSED_MINORS = 18, 0.01
 
+# Logits of being under 18 are cut to plus and minus this, a millionth from certainty; and the fewest minors, and the
+# fewest adults, from which their calibration is fitted.
+_SUREST, _FEWEST = 14.0, 10
+
 
 class Calibration(nn.Module):
     """Applied in evaluation; neutral until fitted. Buffers, so that every copy of the weights carries them.
@@ -34,6 +38,7 @@ class Calibration(nn.Module):
         age_high: what to add for the upper end; both are NaN until fitted.
         adult_threshold: predicted age, years, below which a face is taken for a minor's when hardly any may be missed;
             NaN until fitted.
+        under_18_slope, under_18_intercept: of the line from the logit of being under 18 to the calibrated one.
     """
 
     def __init__(self) -> None:
@@ -44,6 +49,8 @@ class Calibration(nn.Module):
         self.age_low = nn.Buffer(torch.full((AGE_BINS,), math.nan))
         self.age_high = nn.Buffer(torch.full((AGE_BINS,), math.nan))
         self.adult_threshold = nn.Buffer(torch.tensor(math.nan))
+        self.under_18_slope = nn.Buffer(torch.tensor(1.0))
+        self.under_18_intercept = nn.Buffer(torch.tensor(0.0))
 
     def reset(self) -> None:
         """Makes it neutral again."""
@@ -54,12 +61,18 @@ class Calibration(nn.Module):
         bins = (years[:, None] >= self.age_edges).sum(1)
         return (years + self.age_low[bins]).clamp(min=0), (years + self.age_high[bins]).clamp(min=0)
 
+    def prob_under_18(self, logit: Tensor) -> Tensor:
+        """Calibrated probabilities of being under 18, ``(batch,)``, from their logits in the age distribution."""
+        logit = logit.float().clamp(-_SUREST, _SUREST)
+        return (self.under_18_slope * logit + self.under_18_intercept).sigmoid()
+
 
 def fit_calibration(table: "DataFrame") -> dict[str, Tensor]:
     """The state of a ``Calibration``, fitted on validation images; neutral for missing tasks or too few images.
 
     ``table`` has a row an image, with the columns ``age`` in years, ``gender`` and ``race`` as codes or ``MISSING``,
-    ``predicted_age`` in years, and ``prob_CLASS`` at temperature 1; predictions are NaN without the task.
+    ``predicted_age`` in years, ``prob_CLASS`` at temperature 1, and ``prob_under_18`` at slope 1 and intercept 0;
+    predictions are NaN without the task, or the distribution of ages.
     """
     age, predicted = table["age"].to_numpy(), table["predicted_age"].to_numpy()
     fitted: dict[str, Any] = {}
@@ -68,6 +81,7 @@ def fit_calibration(table: "DataFrame") -> dict[str, Tensor]:
         fitted[f"{task}_temperature"] = fit_temperature(probabilities, table[task].to_numpy())
     fitted["age_edges"], fitted["age_low"], fitted["age_high"] = fit_age_intervals(predicted, age)
     fitted["adult_threshold"] = fit_adult_threshold(predicted, age)
+    fitted["under_18_slope"], fitted["under_18_intercept"] = fit_under_18(table["prob_under_18"].to_numpy(), age)
     return {name: torch.tensor(value, dtype=torch.float32) for name, value in fitted.items()}
 
 
@@ -123,3 +137,34 @@ def fit_adult_threshold(predicted: NDArray[np.float64], age: NDArray[Any]) -> fl
         return math.nan
     # Just above the oldest-looking one that may not be missed.
     return float(np.nextafter(np.float32(minors[int(MISSED_MINORS * len(minors))]), np.float32(np.inf)))
+
+
+def fit_under_18(probabilities: NDArray[np.float64], age: NDArray[Any]) -> tuple[float, float]:
+    """``under_18_slope`` and ``under_18_intercept`` of a ``Calibration``, in likelihood; (1, 0) for too few images.
+
+    The slope is never negative. The targets are not 0 and 1 but those of the source, with which the best line is finite
+    where minors and adults are told apart without a mistake. Source: Platt, "Probabilistic Outputs for Support Vector
+    Machines", 1999.
+    """
+    known = ~np.isnan(probabilities)
+    minor = age[known] < ADULT
+    minors, adults = int(minor.sum()), int((~minor).sum())
+    if min(minors, adults) < _FEWEST:
+        return 1.0, 0.0
+    with np.errstate(divide="ignore"):
+        logit = (np.log(probabilities[known]) - np.log1p(-probabilities[known])).clip(-_SUREST, _SUREST)
+    target = np.where(minor, (minors + 1) / (minors + 2), 1 / (adults + 2))
+
+    def cost(line: NDArray[np.float64]) -> float:
+        scaled = line[0] * logit + line[1]
+        return float((np.logaddexp(0, scaled) - target * scaled).mean())
+
+    def gradient(line: NDArray[np.float64]) -> NDArray[np.float64]:
+        excess = 1 / (1 + np.exp(-line[0] * logit - line[1])) - target
+        return np.array([(excess * logit).mean(), excess.mean()])
+
+    from scipy.optimize import minimize
+
+    bounds = ((0.0, 20.0), (-20.0, 20.0))
+    slope, intercept = minimize(cost, (1.0, 0.0), jac=gradient, bounds=bounds, method="L-BFGS-B").x.tolist()
+    return slope, intercept

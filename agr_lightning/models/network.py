@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from agr_lightning.labels import CLASSES, Task
 from agr_lightning.models.age import AGE_LOSSES
 from agr_lightning.models.backbones import build_backbone
-from agr_lightning.models.calibration import Calibration
+from agr_lightning.models.calibration import ADULT, Calibration
 from agr_lightning.models.config import NetworkConfig
 
 
@@ -25,6 +25,7 @@ class Predictions(NamedTuple):
         age_high: upper end of the age interval.
         gender: probabilities, ``(batch, 2)``, in the order of ``labels.GENDERS``.
         race: probabilities, ``(batch, 5)``, in the order of ``labels.RACES``.
+        prob_under_18: probability of an age below 18 years, ``(batch,)``; None also without a distribution of ages.
     """
 
     age: Tensor | None
@@ -32,6 +33,7 @@ class Predictions(NamedTuple):
     age_high: Tensor | None
     gender: Tensor | None
     race: Tensor | None
+    prob_under_18: Tensor | None
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Those that there are, by name."""
@@ -121,7 +123,9 @@ class AGRNetwork(nn.Module):
         low, high = (None, None) if age is None else fitted.age_interval(age)
         gender = (outputs["gender"] / fitted.gender_temperature).softmax(1) if "gender" in outputs else None
         race = (outputs["race"] / fitted.race_temperature).softmax(1) if "race" in outputs else None
-        return Predictions(age, low, high, gender, race)
+        logit = self.heads["age"].logit_below(outputs["age"], ADULT) if "age" in outputs else None  # type: ignore[operator]
+        under_18 = None if logit is None else fitted.prob_under_18(logit)
+        return Predictions(age, low, high, gender, race, under_18)
 
     def years(self, output: Tensor) -> Tensor:
         """Ages, ``(batch,)``, from what the age head returned."""
