@@ -22,8 +22,7 @@ from agr_lightning.models.network import AGRNetwork
 KEY, FORMAT = "agr_lightning", 3
 
 # The networks that come with this project, by the names that --ckpt_path and --model.weights take.
-_WEIGHTS = Path(__file__).parent / "weights"
-SHIPPED = {"agr": _WEIGHTS / "agr.safetensors", "small": _WEIGHTS / "agr_small.safetensors"}
+SHIPPED = {"agr": files.WEIGHTS / "agr.safetensors", "small": files.WEIGHTS / "agr_small.safetensors"}
 
 # The options of the data module that say for which images a network was made.
 _DATA = ("age_min", "age_max", "synthetic")

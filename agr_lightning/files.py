@@ -25,7 +25,8 @@ PREDICTIONS_FILES = {"csv": "predictions.csv", "jsonl": "predictions.jsonl"}
 REPORT_FILE = "report.html"
 CARD_FILE = "MODEL_CARD.md"
 
-# Exported networks: how their files end.
+# The networks that come with this project, and how exported ones end.
+WEIGHTS = Path(__file__).parent / "weights"
 SAFETENSORS_SUFFIX, ONNX_SUFFIX = ".safetensors", ".onnx"
 
 # The checkpoints of a run: that of the lowest validation loss, and that of the last epoch.

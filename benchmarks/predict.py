@@ -58,8 +58,8 @@ def main() -> None:
 
 
 def _show_rates(count: int, repeats: int) -> None:
-    engine, config = load_onnx(Path("faces.onnx"))
-    some = np.stack([resize(read_rgb(path), config.image_size) for path in sorted(Path("photos").iterdir())[:BATCH]])
+    engine, size, *_ = load_onnx(Path("faces.onnx"))
+    some = np.stack([resize(read_rgb(path), size) for path in sorted(Path("photos").iterdir())[:BATCH]])
     engine(some)
 
     def bare() -> float:

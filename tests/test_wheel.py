@@ -34,7 +34,7 @@ def test_a_wheel_has_all_that_the_package_reads(installed: Path) -> None:
     for name in tracked.stdout.splitlines():
         assert (installed / name).is_file(), name
     assert (package / "py.typed").is_file()
-    assert (package / "weights/agr.safetensors").is_file()
+    assert (package / "weights/agr.safetensors").is_file() and (package / "weights/agr.onnx").is_file()
     assert (package / "configs/quickstart.yaml").read_bytes() == (ROOT / "configs/quickstart.yaml").read_bytes()
 
 

@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agr_lightning import __version__
-from agr_lightning.checkpoints import load_trained, write_safetensors
+from agr_lightning.checkpoints import describe, load_trained, write_safetensors
 from agr_lightning.data.cards import draw_cards
 from agr_lightning.data.images import read_rgb, resize
 from agr_lightning.files import ONNX_SUFFIX, SAFETENSORS_SUFFIX, atomic_write, user_path
@@ -58,7 +59,8 @@ def export(ckpt_path: str | None = None, output: str = "", images: str | None = 
         photos = find_photos(images or str(draw_cards(_FACES, seed=0)), "--images")
         faces = [read_rgb(photo) for photo in photos[:: -(-len(photos) // _FACES)]]  # from all over the folder
         network = trained.network()
-        content = _to_onnx(network, trained.epoch, half)
+        facts = describe(trained.config, trained.data, trained.epoch)
+        content = _to_onnx(network, facts, half)
         with atomic_write(path) as file:
             file.write(content)
             file.flush()
@@ -80,11 +82,10 @@ class _Whole(nn.Module):
         return [value for value in self.network.predict(resized) if value is not None]
 
 
-def _to_onnx(network: AGRNetwork, epoch: int | None, half: bool) -> bytes:
+def _to_onnx(network: AGRNetwork, facts: dict[str, Any], half: bool) -> bytes:
     try:
         import onnx
-        import onnxruntime  # noqa: F401 (asked for before the work begins)
-        import onnxscript  # noqa: F401
+        import onnxscript  # noqa: F401 (asked for before the work begins)
     except ImportError as error:
         raise UserError(f"ONNX {needs(str(error.name), 'onnx')}.") from None
     config = network.config
@@ -113,10 +114,9 @@ def _to_onnx(network: AGRNetwork, epoch: int | None, half: bool) -> bytes:
                 tensor.CopyFrom(onnx.numpy_helper.from_array(weights, f"{name}.16"))
                 cast = onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT)
                 model.graph.node.insert(0, cast)
-    facts = {
+    facts |= {
         "format": ONNX_FORMAT,
         "version": __version__,
-        "network": config.to_dict(),
         "labels": {task: classes for task, classes in CLASSES.items() if task in config.tasks},
         "age_interval_level": AGE_INTERVAL_LEVEL,
         # JSON has neither NaN nor infinity.
@@ -124,7 +124,6 @@ def _to_onnx(network: AGRNetwork, epoch: int | None, half: bool) -> bytes:
             name: [number if math.isfinite(number) else None for number in value.flatten().tolist()]
             for name, value in network.calibration.state_dict().items()
         },
-        "epoch": epoch,
     }
     onnx.helper.set_model_props(model, {ONNX_KEY: json.dumps(facts)})
     model.doc_string = "Age, gender and race of RGB faces cropped like UTKFace's; the metadata has the labels."
@@ -134,9 +133,9 @@ def _to_onnx(network: AGRNetwork, epoch: int | None, half: bool) -> bytes:
 
 def _compare(network: AGRNetwork, file: Path, faces: Sequence[NDArray[np.uint8]], limits: tuple[float, float]) -> str:
     """Compares both's answers for faces, in words: at the network's size in one batch, and each as it is."""
-    engine, config = load_onnx(file, "--output")
+    engine, size, *_ = load_onnx(file, "--output")
     worst = {"years": 0.0, "probability": 0.0}
-    for batch in [np.stack([resize(face, config.image_size) for face in faces]), *(face[None] for face in faces)]:
+    for batch in [np.stack([resize(face, size) for face in faces]), *(face[None] for face in faces)]:
         found = engine(batch)
         with torch.inference_mode():
             expected = network.predict(torch.from_numpy(batch).permute(0, 3, 1, 2))

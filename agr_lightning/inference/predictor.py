@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agr_lightning.data.images import resize
-from agr_lightning.files import ONNX_SUFFIX, check_readable, user_path
+from agr_lightning.files import ONNX_SUFFIX, WEIGHTS, check_readable, user_path
 from agr_lightning.labels import CLASSES, ClassTask
-from agr_lightning.messages import UserError, needs
+from agr_lightning.messages import UserError
 from agr_lightning.models.config import NetworkConfig
 
 # What an engine returns, and an ONNX file has as outputs, of the tasks that the network has: years, float32 (faces,),
@@ -23,6 +23,9 @@ OUTPUTS = ("age", "age_low", "age_high", "gender", "race", "prob_under_18")
 
 # The input of an ONNX file; where it says what it is, and the number of that layout.
 ONNX_INPUT, ONNX_KEY, ONNX_FORMAT = "images", "agr_lightning", 3
+
+# The networks that come with this project, by the names that --ckpt_path takes, in 16 bits.
+SHIPPED = {"agr": WEIGHTS / "agr.onnx", "small": WEIGHTS / "agr_small.onnx"}
 
 Arrays = Mapping[str, NDArray[np.float32]]
 
@@ -100,13 +103,11 @@ class Predictor:
 
         Args:
             path: an exported .onnx or .safetensors file, a checkpoint, a run folder, ``best`` or ``last``; ``agr`` or
-                ``small`` for a shipped network; None for ``agr``.
+                ``small`` for a shipped network; None for ``agr``. Those and .onnx files need no torch.
         """
-        named = None if path is None else os.fspath(path)
-        if named is not None and Path(named).suffix.lower() == ONNX_SUFFIX:
-            file = user_path(named)
-            engine, config = load_onnx(file)
-            return cls(engine, config.image_size, str(file))
+        named = "agr" if path is None else os.fspath(path)
+        if named in SHIPPED or Path(named).suffix.lower() == ONNX_SUFFIX:
+            return cls(*load_onnx(SHIPPED.get(named) or user_path(named)))
         import torch
 
         from agr_lightning.checkpoints import load_trained
@@ -136,15 +137,17 @@ class Predictor:
         return found
 
 
-def load_onnx(path: Path, option: str = "--ckpt_path") -> tuple[Engine, NetworkConfig]:
-    """Opens an ONNX file of ``export``; raises UserError, with the option that named it, when it cannot be used."""
+def load_onnx(path: Path, option: str = "--ckpt_path") -> tuple[Engine, int, str, bool]:
+    """What a ``Predictor`` is made of, from an ONNX file of ``export``: engine, image size, source, and of_cards.
+
+    Raises UserError, with the option that named it, when the file cannot be used.
+    """
+    import onnxruntime
+
     check_readable(path, option)
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError(f"{option} {path} {needs('onnxruntime', 'onnx')}.") from None
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4  # what goes wrong is raised
+    name = next((name for name, shipped in SHIPPED.items() if shipped == path), str(path))
 
     def engine(images: NDArray[np.uint8]) -> Arrays:
         found = session.run(names, {ONNX_INPUT: np.ascontiguousarray(images.transpose(0, 3, 1, 2))})
@@ -162,7 +165,8 @@ def load_onnx(path: Path, option: str = "--ckpt_path") -> tuple[Engine, NetworkC
         names = [output.name for output in session.get_outputs()]
         if facts.get("labels") != {task: list(CLASSES[task]) for task in CLASSES if task in names}:
             raise UserError("its labels are not those of this project")
+        of_cards = bool(facts["data"].get("synthetic"))
         answers(engine(np.zeros((2, config.image_size, config.image_size, 3), np.uint8)))
     except Exception as error:  # of onnxruntime, of no common kind
         raise UserError(f"{option} {path} cannot be used: {str(error).partition(chr(10))[0][:200]}.") from None
-    return engine, config
+    return engine, config.image_size, name, of_cards
