@@ -66,10 +66,11 @@ class _Console(logging.Handler):
     """Prints what the project logs on the first process, without tearing progress bars apart."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from lightning_utilities.core.rank_zero import rank_zero_only
         from tqdm import tqdm
 
-        if getattr(rank_zero_only, "rank", 0) == 0:
+        # Of Lightning, which takes a while to import; where nobody has, there is one process.
+        rank_zero = sys.modules.get("lightning_utilities.core.rank_zero")
+        if rank_zero is None or getattr(rank_zero.rank_zero_only, "rank", 0) == 0:
             prefix = "warning: " if record.levelno >= logging.WARNING else ""
             tqdm.write(prefix + record.getMessage(), file=sys.stdout)
 

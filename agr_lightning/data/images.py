@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+# Those of `_FORMATS`: to import all of Pillow's would take a tenth of the time to a first answer.
+from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, JpegImagePlugin  # noqa: F401 isort: skip
+from PIL import PngImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401 isort: skip
+
 from agr_lightning.messages import needs
 
 # A 100-megapixel photo takes 300 MB decoded, and 400 MB on the way; more is refused before it is decoded, here and not
@@ -141,7 +145,6 @@ def _open(content: bytes, draft: int | None = None) -> tuple[Image.Image, int]:
         except ImportError:
             raise ImageError(f"HEIC {needs('pillow-heif', 'faces')}") from None
         register_heif_opener()
-    Image.init()  # does nothing after the first time
     image: Image.Image = Image.open(io.BytesIO(content), formats=[name for name in _FORMATS if name in Image.OPEN])
     pixels, most = image.width * image.height, MAX_JPEG_PIXELS if isinstance(image, JpegImageFile) else MAX_PIXELS
     if pixels > most:
