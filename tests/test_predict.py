@@ -5,8 +5,8 @@ import io
 import json
 import os
 import re
-import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,8 +15,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from agr_lightning.checkpoints import SHIPPED
 from agr_lightning.inference import photos as photos_module
 from agr_lightning.inference import predict as predict_module
 from agr_lightning.inference.inputs import find_photos
@@ -441,17 +443,6 @@ def test_mistakes_end_in_a_line(photos: Path, run: Run, options: tuple[str, ...]
     assert found == code and message in err and err.count("\n") == 1
 
 
-def test_neither_lightning_nor_torch_is_imported_before_a_network_needs_it(photos: Path) -> None:
-    code = (
-        "import sys; from agr_lightning.inference import predict as door\n"
-        "print([name for name in ('torch', 'lightning', 'pandas', 'matplotlib') if name in sys.modules])\n"
-        "door.predict(door.Inputs('photos'), faces='haar')\n"
-        "print([name for name in ('lightning.pytorch', 'torchmetrics', 'matplotlib') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.splitlines() == ["[]", "[]"], done.stderr
-
-
 # ---------------------------------------------------------------------- the Python API
 
 
@@ -522,3 +513,29 @@ def test_found_faces_are_as_good_as_the_crops(utkface: Path) -> None:
         for images in ([crop for crop, keep in zip(crops, kept, strict=True) if keep], np.concatenate(found))
     ]
     assert errors[1].mean() < errors[0].mean() + 1.0
+
+
+@pytest.mark.parametrize("kind", ["driver is too old", "no kernel image"])
+def test_a_gpu_that_torch_cannot_use_is_a_line_and_the_cpu(
+    kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    move = torch.nn.Module.to
+
+    def available() -> bool:
+        if kind == "no kernel image":
+            return True
+        warnings.warn(f"The NVIDIA {kind}\nPlease update it", UserWarning, stacklevel=2)
+        return False
+
+    def to(module: torch.nn.Module, *where: Any, **options: Any) -> torch.nn.Module:
+        if where == ("cuda",):
+            raise RuntimeError(f"CUDA error: {kind}\nCUDA kernel errors might be reported later")
+        return move(module, *where, **options)
+
+    monkeypatch.setattr(torch.cuda, "is_available", available)
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    predictor = Predictor.load(SHIPPED["small"])
+    (message,) = caplog.messages
+    assert re.match(rf"the GPU cannot be used, so the CPU is: .*{kind} \w+", message) and "\n" not in message
+    (answer,) = predictor([np.zeros((96, 96, 3), np.uint8)])
+    assert answer.age is not None

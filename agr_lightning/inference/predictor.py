@@ -1,12 +1,14 @@
 """A trained network, whatever file it is in, for images of faces. ONNX files need no torch."""
 
 import json
+import logging
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +16,14 @@ from numpy.typing import NDArray
 from agr_lightning.data.images import resize
 from agr_lightning.files import ONNX_SUFFIX, WEIGHTS, check_readable, user_path
 from agr_lightning.labels import CLASSES, ClassTask
-from agr_lightning.messages import UserError
+from agr_lightning.messages import UserError, one_line
 from agr_lightning.models.config import NetworkConfig
+
+if TYPE_CHECKING:
+    from agr_lightning.checkpoints import TrainedNetwork
+    from agr_lightning.models.network import AGRNetwork
+
+_log = logging.getLogger(__name__)
 
 # What an engine returns, and an ONNX file has as outputs, of the tasks that the network has: years, float32 (faces,),
 # and probabilities, float32 (faces, classes) and (faces,).
@@ -113,8 +121,7 @@ class Predictor:
         from agr_lightning.checkpoints import load_trained
 
         trained = load_trained(named)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        network = trained.network().to(device)
+        network, device = _to_gpu(trained) or (trained.network(), "cpu")
 
         @torch.inference_mode()
         def torch_engine(images: NDArray[np.uint8]) -> Arrays:
@@ -135,6 +142,25 @@ class Predictor:
             batch = [resize(image, self.image_size) for image in images[start : start + batch_size]]
             found += answers(self._engine(np.stack(batch)))
         return found
+
+
+def _to_gpu(trained: "TrainedNetwork") -> "tuple[AGRNetwork, str] | None":
+    """The network on the GPU, and the name of it; None where there is none, or none that torch can compute with."""
+    import torch
+
+    size, reason = trained.config.image_size, ""
+    with warnings.catch_warnings(record=True) as said:  # what torch has to say of a GPU takes many lines
+        try:
+            if torch.cuda.is_available():
+                network = trained.network().to("cuda")
+                network.predict(torch.zeros(2, 3, size, size, dtype=torch.uint8, device="cuda")).arrays()
+                return network, "cuda"
+            reason = str(said[0].message) if said else ""
+        except RuntimeError as error:  # of a driver or a torch that is too old or too new for it
+            reason = str(error)
+    if reason:
+        _log.warning(f"the GPU cannot be used, so the CPU is: {one_line(reason, 120)}")
+    return None
 
 
 def load_onnx(path: Path, option: str = "--ckpt_path") -> tuple[Engine, int, str, bool]:
