@@ -23,8 +23,10 @@ from agr_lightning.data.splits import SPLITS, write_split
 from agr_lightning.datamodule import PhotoBatch
 from agr_lightning.evaluation.results import make_results, summary
 from agr_lightning.inference.annotate import annotator
-from agr_lightning.inference.predict import Format, TableWriter, join_parts, say_result
+from agr_lightning.inference.parts import describe_job, unfinished_run
+from agr_lightning.inference.predict import Format, Output, named_table
 from agr_lightning.inference.predictor import answers
+from agr_lightning.messages import STDOUT, UserError
 from agr_lightning.models.network import Predictions
 from agr_lightning.module import AGRModule
 
@@ -237,36 +239,52 @@ class PredictionWriter(Callback):
     Args:
         format: csv, or jsonl with one JSON object a line.
         annotate: folder for copies with boxes and labels; null for no copies.
+        output: a .csv or .jsonl file for the table, or - for stdout; null for the run folder.
+        resume: go on with the same job where it was stopped: that of the output, or of the newest run folder.
     """
 
-    def __init__(self, format: Format = "csv", annotate: str | None = None) -> None:
-        self.format, self.annotate = format, annotate
-        self._table: TableWriter | None = None
+    def __init__(
+        self, format: Format = "csv", annotate: str | None = None, output: str | None = None, resume: bool = False
+    ) -> None:
+        self.format, self.annotate, self.output, self.resume = format, annotate, output, resume
+        self._rows: Output | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Not on_predict_start, before which the first photos are read.
-        folder = run_folder(trainer) if stage == "predict" else None
-        if folder is None:
+        if stage != "predict" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data, folder, ranks = trainer.datamodule, run_folder(trainer), trainer.world_size  # type: ignore[attr-defined]
+        table = named_table(self.output, data.photos_to_predict, self.resume)
+        if self.output == STDOUT and ranks > 1:
+            raise UserError("--output - is for one process: name a file, or use --trainer.devices 1.")
+        if table is None and folder is not None:
+            stopped = unfinished_run(folder.parent) if self.resume else None
+            table = (stopped or folder) / files.PREDICTIONS_FILES[self.format]
+        if table is None:
+            return
         data.keep_pictures = self.annotate is not None
         copies = None if self.annotate is None else annotator(self.annotate, data.photos_to_predict)
-        self._parts = [folder / f"predictions.part{rank}" for rank in range(trainer.world_size)]
-        self._part = self._parts[trainer.global_rank].open("wb")
-        self._table = TableWriter(self._part, "part", copies)
+        network = str(trainer.ckpt_path or getattr(pl_module, "loaded_from", ""))
+        options = data.prediction_options | {"annotate": self.annotate, "precision": trainer.precision}
+        job = describe_job(data.photos_to_predict, network, **options)
+        inputs = len(data.photos_to_predict)
+        self._rows = Output(table, self.format, job, inputs, self.resume, copies, trainer.global_rank, ranks)
+        data.first_to_predict = self._rows.first
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
-        if self._table is not None and isinstance(batch, PhotoBatch) and isinstance(outputs, Predictions):
-            self._table.write(batch.photos, answers(outputs.arrays()))
+        if self._rows is not None and isinstance(batch, PhotoBatch) and isinstance(outputs, Predictions):
+            self._rows.write(batch.photos, answers(outputs.arrays()))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._rows is not None:
+            self._rows.__exit__(type(exception))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._table is None:
+        if self._rows is None:
             return
-        self._part.close()
+        self._rows.__exit__(None)
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            path = self._parts[0].with_name(files.PREDICTIONS_FILES[self.format])
-            counts = join_parts(self._parts, path, self.format)
-            say_result(len(trainer.datamodule.photos_to_predict), counts, path)  # type: ignore[attr-defined]
+            self._rows.join()

@@ -86,6 +86,7 @@ def _run(command: str, options: list[str], classes: dict[str, type]) -> None:
     if function is None or (command == "predict" and _needs_trainer(options)):
         from agr_lightning.training_cli import run
 
+        options = _with_values(options, {"--resume"})
         run(command, options, f"{description[0].upper()}{description[1:]}.", **classes)
         return
     module, _, name = function.partition(":")
@@ -99,9 +100,7 @@ def _call(command: str, function: Callable[..., Any], options: list[str]) -> Any
     from jsonargparse import ArgumentParser, auto_cli
 
     parameters = signature(function).parameters
-    flags = {f"--{name}" for name, parameter in parameters.items() if parameter.default is False}
-    pairs = zip(options, [*options[1:], ""], strict=False)
-    options = [f"{word}=true" if word in flags and after not in ("true", "false") else word for word, after in pairs]
+    options = _with_values(options, {f"--{name}" for name, each in parameters.items() if each.default is False})
     first = next(iter(parameters.values()))
     if get_origin(first.annotation) is list and first.default is first.empty:
         # Several words for a list: `compare RUN RUN`.
@@ -109,6 +108,12 @@ def _call(command: str, function: Callable[..., Any], options: list[str]) -> Any
         options = [json.dumps(options[:count]), *options[count:]] if count else options
     parser = type("Parser", (OneLineErrors, ArgumentParser), {})
     return auto_cli(function, args=options, prog=f"{PROGRAM} {command}", parser_class=parser, allow_abbrev=False)
+
+
+def _with_values(options: list[str], flags: set[str]) -> list[str]:
+    """Adds the value that parsers ask for to options that need none."""
+    pairs = zip(options, [*options[1:], ""], strict=False)
+    return [f"{word}=true" if word in flags and after not in ("true", "false") else word for word, after in pairs]
 
 
 def _needs_trainer(options: list[str]) -> bool:

@@ -11,6 +11,9 @@ from typing import Any, NoReturn
 
 PROGRAM = "python -m agr_lightning"
 
+# What names stdout, as a file for output.
+STDOUT = "-"
+
 
 class UserError(Exception):
     """A mistake that the user can cure; its text names the value and the cure in one or two lines."""
@@ -36,6 +39,11 @@ def one_line(text: object, limit: int = 300) -> str:
     """A message in one line, without control characters, cut where it is too long to be read."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def stdout_for(output: str | None) -> contextlib.AbstractContextManager[object]:
+    """Keeps messages out of stdout, by sending them to stderr, where it is what an option names for output."""
+    return contextlib.redirect_stdout(sys.stderr) if output == STDOUT else contextlib.nullcontext()
 
 
 class OneLineErrors:

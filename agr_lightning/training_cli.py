@@ -29,8 +29,9 @@ from agr_lightning.callbacks import (
 )
 from agr_lightning.checkpoints import TrainedNetwork, load_trained
 from agr_lightning.datamodule import UTKFaceDataModule
+from agr_lightning.inference.parts import unfinished_run
 from agr_lightning.inference.photos import PhotoOptions
-from agr_lightning.messages import PROGRAM, OneLineErrors, UserError
+from agr_lightning.messages import PROGRAM, OneLineErrors, UserError, stdout_for
 from agr_lightning.module import AGRModule
 
 _log = logging.getLogger(__name__)
@@ -163,6 +164,9 @@ class AGRCommandLine(LightningCLI):
         if self.command == "fit" and self.trained is not None:
             run = self.trained.path.resolve().parents[1]
             version = files.number_of(run) if run.parent == (self.root / files.RUNS_FOLDER).resolve() else None
+        if self.command == "predict" and self.config.resume and self.config.output is None:
+            stopped = unfinished_run(self.root / files.RUNS_FOLDER)
+            version = None if stopped is None else files.number_of(stopped)
         if version is None and getattr(rank_zero_only, "rank", 0) == 0:
             version = files.reserve_run(self.root)
         return TensorBoardLogger(self.root.resolve(), files.RUNS_FOLDER, version, default_hp_metric=False)
@@ -172,7 +176,8 @@ class AGRCommandLine(LightningCLI):
         saved.ckpt_path = None if self.command == "fit" else saved.ckpt_path  # a resumed run is repeated from its start
         config = ConfigWriter(self.parser.dump(saved, skip_none=False))
         if self.command == "predict":
-            return [config, PredictionWriter(self.config.format, self.config.annotate)]
+            asked = (self.config[name] for name in ("format", "annotate", "output", "resume"))
+            return [config, PredictionWriter(*asked)]
         if self.command == "validate":
             return [config]
         if self.command == "test":
@@ -190,6 +195,11 @@ def run(command: str, options: Sequence[str], description: str = "", model_class
         model_class: ``AGRModule``, or a subclass of it, whose arguments are options too.
     """
     cli = AGRCommandLine(command, options, model_class, description)
+    with stdout_for(cli.config.get("output")):
+        _run(cli, command)
+
+
+def _run(cli: AGRCommandLine, command: str) -> None:
     trainer, trained, best = cli.trainer, cli.trained, ""
     if trained is not None:
         _log.info(f"Checkpoint   {_typed(trained.name)}")

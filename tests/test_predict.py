@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,15 @@ from PIL import Image
 from agr_lightning.checkpoints import SHIPPED
 from agr_lightning.inference import photos as photos_module
 from agr_lightning.inference import predict as predict_module
+from agr_lightning.inference.annotate import label
+from agr_lightning.inference.faces import Box
 from agr_lightning.inference.inputs import find_photos
+from agr_lightning.inference.parts import Row
 from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader, photo_batches
 from agr_lightning.inference.predict import COLUMNS, Inputs, Row, TableWriter, join_parts, predict
 from agr_lightning.inference.predictor import Predictor
+from agr_lightning.inference.predict import COLUMNS, Inputs, TableWriter, predict
+from agr_lightning.inference.predictor import Answer, Predictor
 from agr_lightning.messages import UserError
 from tests.conftest import copy_run
 from tests.drawn_face import draw_photo
@@ -230,7 +236,7 @@ def _row(index: int, **values: Any) -> Row:
 def test_names_that_spreadsheets_would_run_or_tear_apart() -> None:
     names = ["=1+1.jpg", "+a", "-a", "@a", "\ta", "\ra", 'a="b",c', "a\rb", "a\nb", "'=a"]
     buffer = io.BytesIO()
-    TableWriter(buffer, "csv").write_rows(
+    TableWriter(buffer, "csv").write(
         _row(number, path=name, reason=name, age=-1.5) for number, name in enumerate(names)
     )
     text = buffer.getvalue().decode()
@@ -243,43 +249,14 @@ def test_names_that_spreadsheets_would_run_or_tear_apart() -> None:
 
 
 def test_names_are_as_they_are_in_json() -> None:
+    names = ["=a\rb", os.fsdecode(b"\xff"), "\ud800", "é" * 125]
     table = TableWriter(buffer := io.BytesIO(), "jsonl")
-    table.write_rows([_row(0, path="=a\rb"), _row(1, path=os.fsdecode(b"\xff"), status="no_face")])
-    assert [json.loads(line)["path"] for line in buffer.getvalue().splitlines()] == ["=a\rb", "\udcff"]
-    assert table.counts == {"ok": 1, "no_face": 1}
-
-
-def test_rows_are_written_as_they_are_made_and_kept_only_when_all_are(
-    photos: Path, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Full(RuntimeError):
-        """After some rows."""
-
-    def some(*given: Any) -> Iterator[list[Photo]]:
-        for _ in range(1000):
-            yield [Photo(Path("a.jpg"), np.zeros((0, 96, 96, 3), np.uint8))]
-        (partial,) = Path("lightning_logs/version_0").iterdir()
-        assert partial.name != "predictions.csv" and partial.stat().st_size > 0
-        raise Full
-
-    monkeypatch.setattr(predict_module, "photo_batches", some)
-    with pytest.raises(Full):
-        _predict("photos")
-    assert not list(Path("lightning_logs/version_0").iterdir())
-
-
-@pytest.mark.parametrize("format", ["csv", "jsonl"])
-def test_parts_of_several_processes_are_joined_in_input_order(here: Path, format: Any) -> None:
-    rows = [_row(index, path=os.fsdecode(b"\xff") + str(index), age=index / 3) for index in (0, 1, 1, 1, 2, 3, 5, 5)]
-    with Path("whole").open("wb") as file:
-        (table := TableWriter(file, format)).write_rows(rows)
-    parts = [Path("part-0"), Path("part-1"), Path("part-2")]
-    for rank, part in enumerate(parts):
-        with part.open("wb") as file:
-            TableWriter(file, "part").write_rows(row for row in rows if int(row["index"]) % 2 == rank)
-    assert join_parts(parts, Path("joined"), format) == table.counts == {"ok": 8}
-    assert Path("joined").read_bytes() == Path("whole").read_bytes()
-    assert sorted(path.name for path in here.iterdir()) == ["joined", "whole"]
+    table.write([_row(number, path=name) for number, name in enumerate(names)])
+    assert [json.loads(line)["path"] for line in buffer.getvalue().splitlines()] == names
+    assert table.counts == {"ok": 4}
+    TableWriter(buffer := io.BytesIO(), "csv").write([_row(0, path=name) for name in names[1:]])
+    written = [line.split(b",")[0] for line in buffer.getvalue().splitlines()[1:]]
+    assert written == [b"\xff", b"\\ud800", names[3].encode()]
 
 
 # ---------------------------------------------------------------------- files

@@ -10,7 +10,7 @@ import streamlit as st
 from agr_lightning.data.images import EXTENSIONS
 from agr_lightning.inference.annotate import draw
 from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader
-from agr_lightning.inference.predict import TableWriter
+from agr_lightning.inference.predict import TableWriter, rows_of
 from agr_lightning.inference.predictor import Answer, Predictor
 
 PURPOSE = """
@@ -83,7 +83,7 @@ for upload in uploads:
     if not with_race:
         answers = [dataclasses.replace(answer, races=None) for answer in answers]
     show(upload.name, photo, answers)
-    table.write([photo], answers)
+    table.write(rows_of([photo], answers))
 if uploads:
     st.download_button("Download the table", csv.getvalue(), "predictions.csv", "text/csv")
 with st.expander("What this is for, and what not", expanded=not uploads):

@@ -75,6 +75,11 @@ class Photo(NamedTuple):
     scale: float = 1.0
     index: int = 0  # type: ignore[assignment]  # in place of tuple.index
 
+    @property
+    def place(self) -> str:
+        """Where in a video the frame is, for people; empty for a photo."""
+        return "" if self.seconds is None else f"{self.path.name}: {self.seconds:.0f} s"
+
     def answers(self, found: Iterable[Answer]) -> list[Answer]:
         """The next of some answers, one for each face, with how sure the detector was of it."""
         return [replace(answer, face_probability=box.face_probability) for box, answer in zip(self.boxes, found)]  # noqa: B905

@@ -5,9 +5,10 @@ import csv
 import heapq
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, Literal
@@ -15,13 +16,14 @@ from typing import IO, Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from agr_lightning.files import PREDICTIONS_FILES, RUNS_FOLDER, atomic_write, reserve_run
+from agr_lightning.files import PREDICTIONS_FILES, RUNS_FOLDER, atomic_write, reserve_run, user_path
 from agr_lightning.inference.annotate import Annotator, annotator
 from agr_lightning.inference.inputs import find_photos
+from agr_lightning.inference.parts import Job, Row, describe_job, open_part, read_part, unfinished_run
 from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader, photo_batches
 from agr_lightning.inference.predictor import OUTPUTS, Answer, Predictor
 from agr_lightning.labels import GENDERS, RACES
-from agr_lightning.messages import UserError
+from agr_lightning.messages import STDOUT, UserError, stdout_for
 
 _log = logging.getLogger(__name__)
 
@@ -33,9 +35,6 @@ COLUMNS = (
     *(f"prob_{name}" for name in GENDERS + RACES),
     *("seconds", "reason", "face_probability", "prob_under_18"),
 )
-
-# By column, and the index of the input.
-Row = dict[str, str | int | float]
 
 # How a cell begins that spreadsheets take for a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -55,7 +54,13 @@ class Inputs:
 
 
 def predict(
-    data: Inputs, ckpt_path: str | None = None, format: Format = "csv", annotate: str | None = None, **faces: Any
+    data: Inputs,
+    ckpt_path: str | None = None,
+    format: Format = "csv",
+    annotate: str | None = None,
+    output: str | None = None,
+    resume: bool = False,
+    **faces: Any,
 ) -> None:
     """Predicts for the faces in photos and videos: predictions.csv. Takes --config, --model and --trainer options too.
 
@@ -65,24 +70,52 @@ def predict(
             'small' for a network that is shipped with this project; null for 'agr'.
         format: csv, or jsonl with one JSON object a line.
         annotate: folder for copies with boxes and labels; null for no copies.
+        output: a .csv or .jsonl file for the table, or - for stdout; null for the next run folder.
+        resume: go on with the same job where it was stopped: that of the output, or of the newest run folder.
         **faces: which faces are wanted, as in ``PhotoOptions``.
     """
     options = PhotoOptions(**faces)
     if data.batch_size < 1:
         raise UserError(f"--data.batch_size {data.batch_size} must be 1 or more.")
-    paths = find_photos(data.predict_path)
-    copies = None if annotate is None else annotator(annotate, paths)
-    predictor = Predictor.load(ckpt_path)
-    reader = PhotoReader(options, predictor.image_size, annotate is not None, predictor.of_cards)
-    _log.info(f"Network      {predictor.source}")
-    _log.info(f"Faces        {reader.description}")
-    path = Path(RUNS_FOLDER, f"version_{reserve_run(Path())}", PREDICTIONS_FILES[format])
-    with atomic_write(path) as file, tqdm(total=len(paths), desc="Predicting", unit="photo", disable=None) as bar:
-        table = TableWriter(file, format, copies)
-        for batch in photo_batches(list(enumerate(paths)), reader, data.batch_size):
-            table.write(batch, predictor(np.concatenate([photo.crops for photo in batch]), data.batch_size))
-            bar.update(batch[-1].index + 1 - bar.n)
-    say_result(len(paths), table.counts, path)
+    with stdout_for(output):
+        paths = find_photos(data.predict_path)
+        table = named_table(output, paths, resume)
+        copies = None if annotate is None else annotator(annotate, paths)
+        predictor = Predictor.load(ckpt_path)
+        reader = PhotoReader(options, predictor.image_size, annotate is not None, predictor.of_cards)
+        _log.info(f"Network      {predictor.source}")
+        _log.info(f"Faces        {reader.description}")
+        if table is None:
+            stopped = unfinished_run(Path(RUNS_FOLDER)) if resume else None
+            run = stopped or Path(RUNS_FOLDER, f"version_{reserve_run(Path())}")
+            table = run / PREDICTIONS_FILES[format]
+        job = describe_job(paths, predictor.source, batch_size=data.batch_size, annotate=annotate, **asdict(options))
+        rows = Output(table, format, job, len(paths), resume, copies)
+        with rows, tqdm(total=len(paths), initial=rows.first, desc="Predicting", unit="photo", disable=None) as bar:
+            for batch in photo_batches(list(enumerate(paths))[rows.first :], reader, data.batch_size):
+                rows.write(batch, predictor(np.concatenate([photo.crops for photo in batch]), data.batch_size))
+                bar.set_postfix_str(batch[-1].place)
+                bar.update(batch[-1].index + 1 - bar.n)
+        rows.join()
+
+
+def named_table(output: str | None, inputs: Sequence[Path], resume: bool) -> Path | None:
+    """The table that ``--output`` names, if it does; raises UserError where it cannot be written."""
+    if output is None:
+        return None
+    table = user_path(output)
+    problem = None
+    if output == STDOUT:
+        problem = "cannot be resumed: name a file" if resume else None
+    elif table.suffix.lower()[1:] not in PREDICTIONS_FILES:
+        problem = "must end in .csv or .jsonl, or be - for stdout"
+    elif table.is_dir() or not table.parent.is_dir():
+        problem = "is a folder: name a file in it" if table.is_dir() else "lies in no folder that exists: make it first"
+    elif any(path.name == table.name and os.path.realpath(path) == os.path.realpath(table) for path in inputs):
+        problem = "is one of the inputs: name another file"
+    if problem is not None:
+        raise UserError(f"--output {output} {problem}.")
+    return table
 
 
 def _rows(photo: Photo, answers: Sequence[Answer]) -> Iterator[Row]:
@@ -106,56 +139,123 @@ def _rows(photo: Photo, answers: Sequence[Answer]) -> Iterator[Row]:
         yield row
 
 
-class TableWriter:
-    """Writes rows as they are made, and annotated copies of photos; ``counts`` has how many rows have each status.
+def rows_of(photos: Iterable[Photo], answers: Iterable[Answer], annotate: Annotator | None = None) -> list[Row]:
+    """The rows of photos, from the answers for the faces of all of them; writes annotated copies too."""
+    found, rows = iter(answers), list[Row]()
+    for photo in photos:
+        of_photo = photo.answers(found)
+        rows += _rows(photo, of_photo)
+        if annotate is not None:
+            annotate(photo, of_photo)
+    return rows
 
-    The format ``part`` is what one of several processes writes, for ``join_parts``.
+
+@dataclass
+class Output:
+    """Where the rows of a job go as they are made: to a part of the table, for each process, or to stdout.
+
+    Args:
+        table: its path, whose ending is its format; ``-`` for stdout.
+        format: of stdout.
+        job: what the rows follow from.
+        inputs: how many there are.
+        resume: go on with a job that was stopped.
+        annotate: writes copies.
+        rank: of this process among all ``ranks``.
+
+    Attributes:
+        first: the index of the input to begin with.
     """
 
-    def __init__(self, file: IO[bytes], format: Format | Literal["part"], annotate: Annotator | None = None) -> None:
+    table: Path
+    format: Format
+    job: Job
+    inputs: int
+    resume: bool = False
+    annotate: Annotator | None = None
+    rank: int = 0
+    ranks: int = 1
+
+    def __post_init__(self) -> None:
+        self.first = 0
+        self._stdout: TableWriter | None = None
+        self._parts = [self.table.with_suffix(f".part{rank}") for rank in range(self.ranks)]
+        if str(self.table) == STDOUT:
+            self._stdout = TableWriter(open(1, "wb", closefd=False), self.format)  # noqa: SIM115 (not sys.stdout)
+            return
+        try:
+            self._file, self.first = open_part(self._parts[self.rank], {**self.job, "ranks": self.ranks}, self.resume)
+        except OSError as error:
+            raise UserError(f"{self.table} cannot be written: {error.strerror}.") from None
+        if self.resume:
+            done = f"after {self.first:,} of {self.inputs:,} inputs" if self.first else "from the first: none was done"
+            _log.info(f"Resumed      {done}")
+
+    def write(self, photos: Iterable[Photo], answers: Iterable[Answer]) -> None:
+        """Writes a batch, from the answers for the faces of all its photos; what is written outlives this process."""
+        rows = rows_of(photos, answers, self.annotate)
+        if self._stdout is not None:
+            self._stdout.write(rows)
+        else:
+            self._file.write(json.dumps(rows).encode() + b"\n")
+            self._file.flush()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Closes the part, which stays: it can be resumed."""
+        if self._stdout is None:
+            self._file.close()
+            if kind is not None:
+                _log.info(f"Stopped      rows so far are in {self._parts[self.rank]}: --resume goes on with them")
+
+    def join(self) -> None:
+        """Makes the table of the parts of all processes; raises UserError, when it is there, if no input was read."""
+        counts = join_parts(self._parts, self.table) if self._stdout is None else self._stdout.counts
+        _log.info(f"{self.inputs:,} inputs: {', '.join(f'{count:,} {status}' for status, count in counts.items())}")
+        _log.info(f"Predictions  {self.table}")
+        if set(counts) == {"unreadable"}:
+            raise UserError(f"no input could be read: the column reason of {self.table} says why.")
+
+
+class TableWriter:
+    """Writes rows as CSV or JSON lines; ``counts`` has how many rows have each status."""
+
+    def __init__(self, file: IO[bytes], format: Format) -> None:
         self.counts: Counter[str] = Counter()
-        self._file, self._format, self._annotate = file, format, annotate
+        self._file, self._format = file, format
         # With its usual end of a line, which is not that of the file, the writer quotes every kind of line break.
         self._csv = csv.DictWriter(SimpleNamespace(write=self._write_line), COLUMNS, extrasaction="ignore")
         if format == "csv":
             self._csv.writeheader()
 
-    def write(self, photos: Iterable[Photo], answers: Iterable[Answer]) -> None:
-        """Writes some photos, from the answers for the faces of all of them."""
-        found = iter(answers)
-        for photo in photos:
-            of_photo = photo.answers(found)
-            self.write_rows(_rows(photo, of_photo))
-            if self._annotate is not None:
-                self._annotate(photo, of_photo)
-
-    def write_rows(self, rows: Iterable[Row]) -> None:
-        """Writes some rows."""
+    def write(self, rows: Iterable[Row]) -> None:
+        """Writes some rows, at once."""
         for row in rows:
             self.counts[str(row["status"])] += 1
             if self._format == "csv":
                 safe = {name: f"'{row[name]}" for name in ("path", "reason") if str(row.get(name)).startswith(_FORMULA)}
                 self._csv.writerow(row | safe)
             else:
-                kept = row if self._format == "part" else {name: row[name] for name in COLUMNS if name in row}
-                self._write_line(json.dumps(kept))
+                self._write_line(json.dumps({name: row[name] for name in COLUMNS if name in row}))
+        self._file.flush()
 
     def _write_line(self, text: str) -> None:
-        self._file.write((text.removesuffix("\r\n") + "\n").encode("utf-8", "surrogateescape"))
+        line = text.removesuffix("\r\n") + "\n"
+        try:
+            self._file.write(line.encode("utf-8", "surrogateescape"))
+        except UnicodeEncodeError:  # half a character, which no file's name has, but a list may
+            self._file.write(line.encode("utf-8", "backslashreplace"))
 
 
-def join_parts(parts: Sequence[Path], path: Path, format: Format) -> Counter[str]:
+def join_parts(parts: Sequence[Path], table: Path) -> Counter[str]:
     """Joins what several processes have written, in the order of the inputs, and removes it; returns the counts."""
     with contextlib.ExitStack() as stack:
-        table = TableWriter(stack.enter_context(atomic_write(path)), format)
-        rows = [map(json.loads, stack.enter_context(part.open())) for part in parts]
-        table.write_rows(heapq.merge(*rows, key=lambda row: row["index"]))
+        file = stack.enter_context(atomic_write(table))
+        writer = TableWriter(file, "csv" if table.suffix.lower() == ".csv" else "jsonl")
+        rows = [read_part(stack.enter_context(part.open("rb"))) for part in parts]
+        writer.write(heapq.merge(*rows, key=lambda row: row["index"]))
     for part in parts:
         part.unlink()
-    return table.counts
-
-
-def say_result(inputs: int, counts: Counter[str], file: Path) -> None:
-    """Says how many inputs there were, how many rows have each status, and where they are."""
-    _log.info(f"{inputs:,} inputs: {', '.join(f'{count:,} {status}' for status, count in counts.items())}")
-    _log.info(f"Predictions  {file}")
+    return writer.counts
