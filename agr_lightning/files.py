@@ -4,6 +4,7 @@ import contextlib
 import errno
 import glob
 import json
+import math
 import os
 import shutil
 import time
@@ -32,8 +33,26 @@ SAFETENSORS_SUFFIX, ONNX_SUFFIX = ".safetensors", ".onnx"
 # The checkpoints of a run: that of the lowest validation loss, and that of the last epoch.
 BEST, LAST = "best", "last"
 
+# Where Linux says what a container may use.
+_CGROUPS = Path("/sys/fs/cgroup")
+
 # A partial file or folder that nobody has written to for so long, in seconds, is of a process that was killed.
 _ABANDONED = 3600
+
+
+def usable_cpus() -> int:
+    """How many processors this process may use: by its affinity, and by the quotas of its container or service."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    group = _CGROUPS
+    with contextlib.suppress(OSError):
+        group /= Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
+    version_2 = [[folder / "cpu.max"] for folder in (group, *group.parents)]
+    version_1 = [_CGROUPS / "cpu" / f"cpu.cfs_{name}_us" for name in ("quota", "period")]
+    for files in (*version_2, version_1):
+        with contextlib.suppress(OSError, ValueError):  # where there is no such file, or no quota
+            quota, period = map(int, " ".join(file.read_text() for file in files).split())
+            count = min(count, math.ceil(quota / period)) if quota > 0 else count
+    return max(1, count)
 
 
 def user_path(text: str) -> Path:

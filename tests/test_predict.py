@@ -8,6 +8,8 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -304,6 +306,62 @@ def test_frames_of_a_video(here: Path, run: Run, options: tuple[str, ...] | None
         *(("clip.mp4", seconds, "no_face") for seconds in ("2.0", "3.0")),
     ]
     assert sorted(path.name for path in Path("c").iterdir())[1] == "clip.mp4.00001.000s.jpg"
+
+
+def _noisy_video(path: str, code: str = "MJPG") -> bytes:
+    """The content of a video of 40 frames in 4 seconds."""
+    video, random = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*code), 10, (64, 48)), np.random.default_rng(0)
+    for _ in range(40):
+        video.write(random.integers(0, 256, (48, 64, 3), np.uint8))
+    video.release()
+    return Path(path).read_bytes()
+
+
+@pytest.mark.parametrize(("ending", "code"), [("wmv", "WMV2"), ("FLV", "FLV1"), ("3gp", "mp4v"), ("m2ts", "mp4v")])
+def test_videos_of_other_endings(here: Path, ending: str, code: str) -> None:
+    _noisy_video(f"a.{ending}", code)
+    assert find_photos(".") == [Path(f"a.{ending}")]
+    frames = list(PhotoReader(PhotoOptions("none"), 32).read(Path(f"a.{ending}")))
+    assert [frame.seconds for frame in frames] == [0, 1, 2, 3]
+    assert [frame.place for frame in frames] == [f"a.{ending}: {seconds} of 4 s" for seconds in range(4)]
+
+
+def test_a_video_that_was_cut_short_says_so(here: Path) -> None:
+    content = _noisy_video("a.avi")
+    rows = _predict("a.avi", faces="none")
+    assert [row["status"] for row in rows] == ["ok"] * 4
+    Path("a.avi").write_bytes(content[: len(content) * 6 // 10])
+    *rows, last = _predict("a.avi", faces="none")
+    assert [row["seconds"] for row in rows] == ["0.0", "1.0", "2.0"] and last["status"] == "unreadable"
+    assert re.fullmatch(r"cut short: no frame after 2\.\d of 4\.0 seconds can be decoded", last["reason"])
+
+
+def test_as_many_pixels_as_one_photo_has_are_decoded_at_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the number of processors: a photo that is larger than that is decoded alone."""
+    held, peaks, lock = [0], [], threading.Lock()
+
+    def slow(path: Path) -> Any:
+        size = int(path.stem.split("-")[1])
+        with lock:
+            held.append(held[-1] + size * size)
+            peaks.append(held[-1])
+        time.sleep(0.01)
+        with lock:
+            held.append(held[-1] - size * size)
+        return np.zeros((size, size, 3), np.uint8)
+
+    for number in range(48):
+        size = (10, 20, 10, 70)[number % 4] + number // 47 * 100
+        Image.new("L", (size, size)).save(f"{number}-{size}.png")
+    Path("48-90.heic").write_bytes(b"nothing that is known")
+    monkeypatch.setattr(photos_module, "read_rgb", slow)
+    monkeypatch.setattr(photos_module, "MAX_PIXELS", 8100)
+    monkeypatch.setattr(photos_module, "usable_cpus", lambda: 24)
+    inputs = list(enumerate(sorted(here.iterdir(), key=lambda path: int(path.stem.split("-")[0]))))
+    batches = list(photo_batches(inputs, PhotoReader(PhotoOptions("none"), 32), 64))
+    assert sum(map(len, batches)) == 49 and all(photo.problem is None for batch in batches for photo in batch)
+    assert max(peak for peak in peaks if peak != 170 * 170) <= 8100 and max(peaks) == 170 * 170
+    assert len([peak for peak in peaks if peak > 4900]) > 5  # several at once
 
 
 def test_however_much_there_is_little_is_held(here: Path) -> None:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from agr_lightning.data.duplicates import THUMBNAIL, find_groups
 from agr_lightning.data.images import CANNOT_BE_READ, ImageError, decode_rgb, read_bytes
-from agr_lightning.files import atomic_folder, atomic_write, cache_folder, user_path, walk_files
+from agr_lightning.files import atomic_folder, atomic_write, cache_folder, usable_cpus, user_path, walk_files
 from agr_lightning.labels import MISSING, LabelError, parse_name
 from agr_lightning.messages import UserError
 
@@ -131,7 +131,7 @@ def _scan(folder: Path, files: list[str], stored: Path) -> pd.DataFrame:
     new = [stamp for stamp in stamps if stamp not in known]
     if not new and len(earlier) == len(files):
         return earlier
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cpus()) as pool:
         found = pool.map(lambda stamp: _look(folder / stamp[0]), new)
         bar = tqdm(found, "Checking images", len(new), unit="image", delay=2, leave=False, disable=None)
         known.update(zip(new, bar, strict=True))

@@ -1,7 +1,6 @@
 """Samples -> their decoded images, in one array on disk -> batches: in which order, and how they are put together."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from agr_lightning.data.images import ImageError, read_rgb, resize
 from agr_lightning.data.index import Index
 from agr_lightning.data.transforms import Augmentation
-from agr_lightning.files import atomic_write, cache_folder
+from agr_lightning.files import atomic_write, cache_folder, usable_cpus
 from agr_lightning.messages import UserError
 
 # Part of every cache file's name: raise it when the pixels of the same files would differ.
@@ -173,7 +172,7 @@ def cached_images(index: Index, size: int, cache_dir: str | None = None) -> Path
     files = [f"{index.folder}/{file}" for file in index.samples["file"]]
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), size, size, 3)}
     bar = tqdm(desc="Decoding images", total=len(files), unit="image", delay=2, leave=False, disable=None)
-    with atomic_write(path) as output, ThreadPoolExecutor(os.cpu_count()) as pool, bar:
+    with atomic_write(path) as output, ThreadPoolExecutor(usable_cpus()) as pool, bar:
         np.lib.format.write_array_header_1_0(output, header)
         for start in range(0, len(files), _PORTION):
             for image in pool.map(lambda file: _load(file, size), files[start : start + _PORTION]):

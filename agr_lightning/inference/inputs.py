@@ -12,7 +12,25 @@ from agr_lightning.messages import UserError
 
 _log = logging.getLogger(__name__)
 
-VIDEO_EXTENSIONS = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"})
+VIDEO_EXTENSIONS = frozenset(
+    (
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".avi",
+        ".mkv",
+        ".webm",
+        ".wmv",
+        ".3gp",
+        ".mpg",
+        ".mpeg",
+        ".mts",
+        ".m2ts",
+        ".ts",
+        ".flv",
+        ".ogv",
+    )
+)
 
 # The JPEG comment of an annotated copy, by which it is told from a photo; it stands in the first bytes of the file.
 COPY_COMMENT = b"annotated by agr_lightning"

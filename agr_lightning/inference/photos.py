@@ -1,8 +1,10 @@
 """Files -> photos and frames of videos, with the faces in them cropped."""
 
+import contextlib
+import io
 import logging
 import math
-import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +16,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from agr_lightning.data.images import ImageError, decode_photo, open_file, read_bytes, resize
+from agr_lightning.data.images import MAX_PIXELS, ImageError, decode_photo, open_file, read_bytes, resize
+from agr_lightning.files import usable_cpus
 from agr_lightning.inference.faces import Box, DetectorName, build_detector, find_faces, shrink
 from agr_lightning.inference.inputs import VIDEO_EXTENSIONS
 from agr_lightning.inference.predictor import Answer
@@ -60,6 +64,7 @@ class Photo(NamedTuple):
         crops: its faces, the largest first, RGB, uint8 ``(faces, size, size, 3)``.
         boxes: of the faces.
         seconds: where in the video the frame is; None for a photo.
+        length: of the video, as its file says, seconds; None for a photo.
         problem: why the file could not be used; None where it could.
         picture: RGB, uint8, at most 2048 pixels long, where it is to be annotated.
         scale: how many pixels of the picture are one of the photo, 1 or less.
@@ -74,11 +79,13 @@ class Photo(NamedTuple):
     picture: NDArray[np.uint8] | None = None
     scale: float = 1.0
     index: int = 0  # type: ignore[assignment]  # in place of tuple.index
+    length: float | None = None
 
     @property
     def place(self) -> str:
         """Where in a video the frame is, for people; empty for a photo."""
-        return "" if self.seconds is None else f"{self.path.name}: {self.seconds:.0f} s"
+        whole = f" of {self.length:.0f}" if self.length else ""
+        return "" if self.seconds is None else f"{self.path.name}: {self.seconds:.0f}{whole} s"
 
     def answers(self, found: Iterable[Answer]) -> list[Answer]:
         """The next of some answers, one for each face, with how sure the detector was of it."""
@@ -94,6 +101,7 @@ class PhotoReader:
 
     def __init__(self, options: PhotoOptions, size: int, keep_picture: bool = False, of_cards: bool = False) -> None:
         self._options, self._size, self.keep_picture = options, size, keep_picture
+        self._decoded = _Budget(MAX_PIXELS)
         self._detector = build_detector("none" if of_cards and options.faces == "auto" else options.faces)
 
     @property
@@ -109,8 +117,10 @@ class PhotoReader:
             if content is None and path.suffix.lower() in VIDEO_EXTENSIONS:
                 yield from self._frames(path)
             else:
-                pixels, factor = decode_photo(read_bytes(path) if content is None else content)
-                yield self.look(pixels, path, factor=factor)
+                with self._decoded.hold(_pixels(path, content)):
+                    pixels, factor = decode_photo(read_bytes(path) if content is None else content)
+                    photo = self.look(pixels, path, factor=factor)
+                yield photo
             return
         except ImageError as error:
             problem = str(error)
@@ -141,17 +151,51 @@ class PhotoReader:
         if name.encode(errors="ignore").decode() != name:
             raise ImageError("a video's name must be UTF-8")  # OpenCV crashes
         video = cv2.VideoCapture(name)
-        wanted = 0.0
+        # Where frames have no times they have a rate, or count as 1/25 s. A stream may not know its length.
+        rate = video.get(cv2.CAP_PROP_FPS) or 25.0
+        length = max(0.0, video.get(cv2.CAP_PROP_FRAME_COUNT)) / rate
+        wanted = seconds = 0.0
         while video.grab():
-            # Where frames have no times they have a rate, or count as 1/25 s.
-            by_rate = max(0.0, video.get(cv2.CAP_PROP_POS_FRAMES) - 1) / (video.get(cv2.CAP_PROP_FPS) or 25.0)
+            by_rate = max(0.0, video.get(cv2.CAP_PROP_POS_FRAMES) - 1) / rate
             seconds = video.get(cv2.CAP_PROP_POS_MSEC) / 1000 or by_rate
             if seconds + 1e-6 >= wanted and (frame := video.retrieve()[1]) is not None:
                 wanted = seconds + self._options.every
                 rgb = np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
-                yield self.look(rgb, path, round(seconds, 3))
+                yield self.look(rgb, path, round(seconds, 3))._replace(length=length)
         if not wanted:
             raise ImageError("no frame of it can be decoded")
+        if length - seconds > 1 + 0.02 * length:  # sound may last a little longer
+            raise ImageError(f"cut short: no frame after {seconds:.1f} of {length:.1f} seconds can be decoded")
+
+
+class _Budget:
+    """Lets threads hold so much together, or one of them anything alone."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._held, self._changed = most, 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def hold(self, amount: int) -> Iterator[None]:
+        """Waits until there is room for an amount, and holds it while the block runs."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._held or self._held + amount <= self._most)
+            self._held += amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= amount
+                self._changed.notify_all()
+
+
+def _pixels(path: Path, content: bytes | None) -> int:
+    """How many pixels a photo has, by its first bytes; the most where these do not say."""
+    with (
+        contextlib.suppress(Exception),
+        Image.open(open_file(path) if content is None else io.BytesIO(content)) as image,
+    ):
+        return image.width * image.height
+    return MAX_PIXELS
 
 
 def photo_batches(inputs: Sequence[tuple[int, Path]], reader: PhotoReader, batch_size: int) -> Iterator[list[Photo]]:
@@ -177,7 +221,7 @@ def _read_ahead(inputs: Sequence[tuple[int, Path]], reader: PhotoReader, ahead: 
         photos = (photo._replace(index=index) for photo in reader.read(path))
         return photos if path.suffix.lower() in VIDEO_EXTENSIONS else list(photos)
 
-    pool = ThreadPoolExecutor(os.cpu_count())
+    pool = ThreadPoolExecutor(usable_cpus())
     started = (pool.submit(read, *one) for one in inputs)
     reading = deque(islice(started, ahead))
     try:
