@@ -4,6 +4,7 @@ import contextlib
 import errno
 import glob
 import json
+import logging
 import math
 import os
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from agr_lightning.messages import UserError
+
+_log = logging.getLogger(__name__)
 
 RUNS_FOLDER = "lightning_logs"
 
@@ -77,9 +80,9 @@ def cache_folder(cache_dir: str | None) -> Path:
 
 
 def walk_files(folder: Path) -> Iterator[str]:
-    """Paths below ``folder`` of all files in it, through links too, each real folder once."""
+    """Paths below ``folder`` of all files in it, through links too, each real folder once; says what it cannot read."""
     seen = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=_say_unreadable, followlinks=True):
         status = Path(parent).stat()
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
@@ -89,6 +92,10 @@ def walk_files(folder: Path) -> Iterator[str]:
         below = "" if Path(parent) == folder else f"{Path(parent).relative_to(folder).as_posix()}/"
         for file in files:
             yield below + file
+
+
+def _say_unreadable(error: OSError) -> None:
+    _log.warning(f"{error.filename} cannot be read, and is left out: {error.strerror}.")
 
 
 @contextlib.contextmanager
@@ -141,7 +148,8 @@ def _partial(path: Path) -> Path:
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > _ABANDONED:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    name = os.fsencode(path.name)[:200].decode(errors="ignore")  # with the rest, less than the 255 bytes of a name
+    return path.with_name(f".{name}.{uuid.uuid4().hex[:8]}.partial")
 
 
 def run_name(run: Path) -> str:

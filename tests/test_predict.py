@@ -34,8 +34,11 @@ from agr_lightning.inference.predictor import Predictor
 from agr_lightning.inference.predict import COLUMNS, Inputs, TableWriter, predict
 from agr_lightning.inference.predictor import Answer, Predictor
 from agr_lightning.messages import UserError
-from tests.conftest import copy_run
+from tests.conftest import copy_run, save_noise
 from tests.drawn_face import draw_photo
+
+# What is in the folder of photos.
+ALL = ("a two.png", "b one.jpg", "c none.webp", "d broken.jpg")
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -151,7 +154,7 @@ def test_copies_show_boxes_and_labels(deep: Path) -> None:
         assert _predict("photos", annotate="photos/copies") == rows
     assert _predict("photos") == rows and _predict("photos/**/*.*") == rows
     assert len(_predict("copies/b one.jpg")) == 1
-    with pytest.raises(UserError, match="no photo or folder of photos"):
+    with pytest.raises(UserError, match=r"--data.predict_path photos/copies has no photo, but 4 annotated copies\."):
         find_photos("photos/copies")
 
 
@@ -167,6 +170,12 @@ def test_a_list_of_paths(photos: Path) -> None:
     rows = _predict("list.txt")
     assert [row["status"] for row in rows] == ["no_face", "unreadable", "ok", "ok"]
     assert rows[1]["reason"] == "cannot be read (No such file or directory)"
+    names = ["photos", "photos/[ab]*", "gone [1].jpg", "empty", "# no comment", "x" * 5000, "a\0b/*", "list.txt"]
+    Path("mixed.txt").write_text("\n".join(names))
+    Path("empty").mkdir()
+    found = [str(path) for path in find_photos("mixed.txt")]
+    assert found == [*(f"photos/{name}" for name in ALL), *(f"photos/{name}" for name in ALL[:2]), *names[2:]]
+    assert [row["status"] for row in _predict("mixed.txt", faces="none")][6:] == ["unreadable"] * 6
     Path("empty.txt").write_text("\n")
     with pytest.raises(UserError, match=r"empty\.txt names no photo"):
         find_photos("empty.txt")
@@ -186,13 +195,50 @@ def test_a_folder_of_any_name(here: Path, name: str) -> None:
 
 
 def test_what_other_systems_leave_beside_photos_is_left_out(here: Path, caplog: pytest.LogCaptureFixture) -> None:
-    Path("x/@eaDir/a.jpg").mkdir(parents=True)
-    for name in ("a.jpg", "._a.jpg", "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "notes.doc"):
-        Image.new("RGB", (9, 9)).save(Path("x", name), "JPEG")
+    left_out = ["._a.jpg", "__MACOSX/a.jpg", ".Trashes/a.jpg", "@eaDir/a.jpg/THUMB.jpg", "#recycle/a.jpg", ".b/a.jpg"]
+    for name in ("a.jpg", "b/a.JFIF", "c.jpe", "d.avif", "b/Thumbs.db", "notes", *left_out):
+        Path("x", name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9)).save(Path("x", name), "AVIF" if name == "d.avif" else "JPEG")
+    photos = [Path("x", name) for name in ("a.jpg", "b/a.JFIF", "c.jpe", "d.avif")]
     with caplog.at_level("INFO"):
+        assert find_photos("x") == photos
+    expected = "x: 8 files that are no photos left out: 6 hidden or of a system, 1 .db, 1 without an ending"
+    assert caplog.messages == [expected]
+    assert find_photos("x/**/*.j*") == photos[:1] + photos[2:3] and find_photos("x/**/*.J*") == photos[1:2]
+    assert find_photos("x/*") == [*photos[:1], *photos[2:], Path("x/notes")] and find_photos("x/b/*.db")
+    for named in ("x/._a.jpg", "x/.b/*.jpg", "x/@eaDir", "x/.Trashes"):
+        assert len(find_photos(named)) == 1
+    assert [row["status"] for row in _predict("x", faces="none")] == ["ok"] * 4
+
+
+def test_brackets_in_names_are_no_patterns(here: Path) -> None:
+    for name in ("photos [2020]/a1.jpg", "photos [2020]/a2.jpg", "photos 2/a1.jpg", "a[1].jpg"):
+        save_noise(Path(name))
+    for pattern, found in (
+        ("photos [2020]/*.jpg", ["photos [2020]/a1.jpg", "photos [2020]/a2.jpg"]),
+        (f"{here}/photos [2020]/a[2-9].jpg", [f"{here}/photos [2020]/a2.jpg"]),
+        ("photos [0-9]/*.jpg", ["photos 2/a1.jpg"]),
+        ("*[2020]/a2.*", ["photos [2020]/a2.jpg"]),
+        ("a[[]*", ["a[1].jpg"]),
+        ("a[1].jpg", ["a[1].jpg"]),
+    ):
+        assert [str(path) for path in find_photos(pattern)] == found
+
+
+def test_an_unreadable_folder_is_said(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_noise(Path("x/a.jpg"))
+    with pytest.MonkeyPatch.context() as patch:
+        scan = os.scandir
+
+        def forbidden(folder: str) -> Any:
+            if folder.endswith("locked"):
+                raise PermissionError(13, "Permission denied", folder)
+            return scan(folder)
+
+        Path("x/locked").mkdir()
+        patch.setattr(os, "scandir", forbidden)
         assert find_photos("x") == [Path("x/a.jpg")]
-    assert "x: 3 files that are no photos left out" in caplog.text
-    assert find_photos("x/**/*.jpg") == [Path("x/a.jpg")] and find_photos("x/._a.jpg") == [Path("x/._a.jpg")]
+    assert caplog.messages == ["x/locked cannot be read, and is left out: Permission denied."]
 
 
 def test_one_input_that_breaks_the_detector_does_not_stop_the_others(
@@ -450,12 +496,20 @@ def test_hostile_inputs_are_rows(here: Path) -> None:
         ({"ckpt_path": "nowhere.onnx"}, "--ckpt_path nowhere.onnx cannot be read: No such file or directory."),
         ({"ckpt_path": "a.onnx"}, "--ckpt_path a.onnx cannot be used: "),
         ({"predict_path": ""}, "no photos are named: give --data.predict_path PHOTO, FOLDER or 'GLOB'."),
-        ({"predict_path": "nowhere"}, "--data.predict_path nowhere: no photo or folder of photos, and none matches it"),
-        ({"predict_path": "*.png"}, "--data.predict_path *.png: no photo or folder of photos, and none matches it"),
+        (
+            {"predict_path": "nowhere"},
+            "--data.predict_path nowhere is no photo or folder of photos, and none matches it",
+        ),
+        ({"predict_path": "a.csv"}, "--data.predict_path a.csv is a table: write the photos into a .txt list"),
+        ({"predict_path": "a.ZIP"}, "--data.predict_path a.ZIP is an archive: unpack it, and name the folder."),
+        ({"predict_path": "docs"}, "--data.predict_path docs has no photo, but 2 .doc, 1 without an ending."),
+        ({"predict_path": "*.png"}, "--data.predict_path *.png is no photo or folder of photos, and none matches it"),
     ],
 )
 def test_what_the_user_can_cure(photos: Path, here: Path, options: dict[str, Any], message: str) -> None:
-    Path("a.onnx").write_text("no")
+    Path("docs").mkdir()
+    for name in ("a.onnx", "a.csv", "a.ZIP", "docs/a.doc", "docs/b.DOC", "docs/c"):
+        Path(name).write_text("no")
     with pytest.raises(UserError) as error:
         data = Inputs(options.pop("predict_path", "photos"), options.pop("batch_size", 64))
         predict(data, **options)

@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import glob
 import logging
+from collections import Counter
 from pathlib import Path
 
 from agr_lightning.data.images import EXTENSIONS, ImageError, open_file
@@ -32,6 +33,17 @@ VIDEO_EXTENSIONS = frozenset(
     )
 )
 
+# What files that are named in place of photos are, and the cure.
+_REFUSED = {
+    **dict.fromkeys((".csv", ".tsv", ".xlsx"), "a table: write the photos into a .txt list, one in each line"),
+    **dict.fromkeys(
+        (".zip", ".rar", ".7z", ".tar", ".tgz", ".gz", ".bz2", ".xz"), "an archive: unpack it, and name the folder"
+    ),
+}
+
+# Folders that operating systems and network disks put beside photos, other than hidden ones.
+_OF_SYSTEMS = {"@eaDir", "#recycle", "#snapshot", "@Recycle", "$RECYCLE.BIN", "__MACOSX", "System Volume Information"}
+
 # The JPEG comment of an annotated copy, by which it is told from a photo; it stands in the first bytes of the file.
 COPY_COMMENT = b"annotated by agr_lightning"
 
@@ -39,39 +51,67 @@ COPY_COMMENT = b"annotated by agr_lightning"
 def find_photos(path: str | None, option: str = "--data.predict_path") -> list[Path]:
     """Lists the photos and videos that ``path`` names; raises UserError, which names ``option``, when there are none.
 
-    It is one of them; a folder, searched recursively; a glob, ``**`` included; or a .txt file that names one in each
-    line. Those of folders and globs are sorted, without annotated copies.
+    It is one of them; a folder, searched recursively; a glob, ``**`` included; or a .txt file that names one of these
+    in each line. Those of folders and globs are sorted, without annotated copies, hidden files and those of systems.
     """
     if not path:
         raise UserError(f"no photos are named: give {option} PHOTO, FOLDER or 'GLOB'.")
-    named = user_path(path)
-    if named.suffix.lower() == ".txt" and named.is_file():
-        wide = named.read_bytes()[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # of Windows' editors
-        text = named.read_text("utf-16" if wide else "utf-8-sig", "replace" if wide else "surrogateescape")
-        photos = [user_path(line.strip()) for line in text.splitlines() if line.strip()]
-        if not photos:
-            raise UserError(f"{option} {path} names no photo.")
-        return photos  # a file that is not there is an input like any other, and gets a row that says so
-    if named.is_dir():
-        files = sorted(named / name for name in walk_files(named))
-        photos = [file for file in files if file.suffix.lower() in EXTENSIONS | VIDEO_EXTENSIONS]
-    elif named.exists():
-        return [named]
-    else:
-        matches = glob.glob(str(named), recursive=True)  # noqa: PTH207 (absolute ones too)
-        files = photos = sorted(file for match in matches if (file := Path(match)).is_file())
-    photos = [file for file in photos if not _is_by_product(file)]
-    if len(files) > len(photos):
-        _log.info(f"{path}: {len(files) - len(photos):,} files that are no photos left out")
+    named, left_out = user_path(path), Counter[str]()
+    ending = named.suffix.lower() if named.is_file() else ""
+    if ending in _REFUSED:
+        raise UserError(f"{option} {path} is {_REFUSED[ending]}.")
+    photos = _read_list(named, left_out) if ending == ".txt" else _search(named, left_out)
+    described = ", ".join(f"{count:,} {kind}" for kind, count in left_out.most_common(9))
+    if described and photos:
+        _log.info(f"{path}: {left_out.total():,} files that are no photos left out: {described}")
     if not photos:
-        raise UserError(f"{option} {path}: no photo or folder of photos, and none matches it as a glob.")
+        problem = "names no photo" if ending else "is no photo or folder of photos, and none matches it as a glob"
+        raise UserError(f"{option} {path} {f'has no photo, but {described}' if described else problem}.")
     return photos
 
 
-def _is_by_product(path: Path) -> bool:
-    """Whether macOS, a Synology disk or `--annotate` has put a file beside photos."""
-    if path.name.startswith("._") or "@eaDir" in path.parts:
-        return True
-    with contextlib.suppress(ImageError), open_file(path) as file:
-        return COPY_COMMENT in file.read(64)
-    return False
+def _read_list(file: Path, left_out: Counter[str]) -> list[Path]:
+    """What the lines of a file name; what is not there is an input like any other, and gets a row that says so."""
+    wide = file.read_bytes()[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # of Windows' editors
+    text = file.read_text("utf-16" if wide else "utf-8-sig", "replace" if wide else "surrogateescape")
+    photos = []
+    for named in (user_path(line.strip()) for line in text.splitlines() if line.strip()):
+        found: list[Path] = []
+        with contextlib.suppress(OSError, ValueError):  # for names that no file can have
+            found = _search(named, left_out)
+        photos += found or [named]
+    return photos
+
+
+def _search(named: Path, left_out: Counter[str]) -> list[Path]:
+    """The photos in a folder or of a glob, or the one that is named; counts other files by their kind."""
+    if named.exists() and not named.is_dir():
+        return [named]
+    endings = EXTENSIONS | VIDEO_EXTENSIONS
+    if named.is_dir():
+        files = [named / name for name in walk_files(named)]
+    else:
+        files = [file for match in _glob(named) if (file := Path(match)).is_file()]
+        endings |= {"", named.suffix.lower()}
+    kinds = {file: _kind(file, named, endings) for file in sorted(files)}
+    left_out.update(kind for kind in kinds.values() if kind)
+    return [file for file, kind in kinds.items() if not kind]
+
+
+def _glob(named: Path) -> list[str]:
+    """The files that match; a bracket in the name of a folder that is there is no pattern."""
+    there = next(parent for parent in named.parents if parent.exists())
+    pattern = Path(glob.escape(str(there)), named.relative_to(there))
+    return glob.glob(str(pattern), recursive=True) or glob.glob(str(named).replace("[", "[[]"), recursive=True)  # noqa: PTH207
+
+
+def _kind(file: Path, named: Path, endings: frozenset[str]) -> str:
+    """What a file is, that was found where ``named`` says; empty for a photo."""
+    if any(part.startswith(".") or part in _OF_SYSTEMS for part in {*file.parts} - {*named.parts}):
+        return "hidden or of a system"
+    if file.suffix.lower() not in endings:
+        return file.suffix.lower() or "without an ending"
+    with contextlib.suppress(ImageError), open_file(file) as opened:
+        if COPY_COMMENT in opened.read(64):
+            return "annotated copies"
+    return ""
