@@ -11,6 +11,7 @@ import time
 import tomllib
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from streamlit.testing.v1 import AppTest
 
 import agr_lightning.app
 from agr_lightning.app import app
+from agr_lightning.inference import photos as photos_module
+from agr_lightning.inference.photos import Photo, PhotoReader
 from agr_lightning.messages import UserError
 from tests.drawn_face import draw_photo
 
@@ -64,6 +67,44 @@ def test_what_is_on_the_page(opened: AppTest) -> None:
     assert list(table) == ["Face", "Age", "Under 18", "Gender", "Race"] and list(table["Face"]) == ["#0", "#1"]
     page.sidebar.toggle[0].set_value(False).run()
     assert list(page.table[0].value) == ["Face", "Age", "Under 18", "Gender"]
+
+
+def test_photos_are_looked_at_once(opened: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    read, find = PhotoReader.read, photos_module.find_faces
+
+    def counted(self: PhotoReader, path: Path, content: bytes | None = None) -> Iterator[Photo]:
+        looked.append(path.name)
+        return read(self, path, content)
+
+    def fragile(detector: Any, photo: Any, *options: Any) -> Any:
+        if photo.shape[0] == 50:
+            raise ValueError("no such size")
+        return [replace(face, probability=0.876) for face in find(detector, photo, *options)]
+
+    monkeypatch.setattr(PhotoReader, "read", counted)
+    monkeypatch.setattr(photos_module, "find_faces", fragile)
+    bad = io.BytesIO()
+    Image.new("RGB", (60, 50)).save(bad, "PNG")
+    files = [("bad.png", bad.getvalue(), ""), ("one.png", _png((200, 60, 320)), "")]
+    page = opened.file_uploader[0].set_value(files).run()
+    assert not page.exception and [error.value for error in page.error] == [
+        "This file cannot be used: `failed (no such size)`."
+    ]
+    assert list(page.table[0].value["Face probability"]) == ["88%"]
+    page.sidebar.toggle[0].set_value(False).run()
+    assert looked == ["bad.png", "one.png"] and "Race" not in page.table[0].value
+    more = [("copy.png", files[1][1], ""), *files, ("one.png", _png(), "")]
+    page.file_uploader[0].set_value(more).run()
+    assert looked[2:] == ["copy.png", "one.png"]
+    assert [header.value for header in page.subheader] == ["`copy.png`", "`bad.png`", "`one.png`", "`one.png`"]
+    assert len(page.table) == 2 and len(page.warning) == 1 and len(page.session_state["kept"]) == 4
+    many = []
+    for size in range(1, 41):
+        Image.new("RGB", (8, size)).save(tiny := io.BytesIO(), "PNG")
+        many.append((f"{size}.png", tiny.getvalue(), ""))
+    page.file_uploader[0].set_value(many).run()
+    assert len(page.warning) == 40 and len(page.session_state["kept"]) == 32
 
 
 def test_names_are_no_markdown(opened: AppTest) -> None:

@@ -1,6 +1,7 @@
 """The web page: widgets only. Streamlit runs this file anew for each change on the page."""
 
 import dataclasses
+import hashlib
 import io
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ from agr_lightning.inference.annotate import draw
 from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader
 from agr_lightning.inference.predict import TableWriter, rows_of
 from agr_lightning.inference.predictor import Answer, Predictor
+
+# How many photos are not looked at again when the page changes; their pictures take up to 12 MB each.
+KEPT = 32
 
 PURPOSE = """
 It says what a network has learnt from how people judged some 19,000 photos: **apparent** age, one of two genders,
@@ -61,6 +65,8 @@ def cells(face: int, answer: Answer) -> dict[str, str]:
         row["Under 18"] = f"{answer.prob_under_18:.0%}"
     for task, classes in answer.ranked.items():
         row[task.title()] = ", ".join(f"{name} {value:.0%}" for name, value in classes if value >= 0.05)
+    if answer.face_probability is not None:
+        row["Face probability"] = f"{answer.face_probability:.0%}"
     return row
 
 
@@ -76,10 +82,18 @@ uploads = list(st.file_uploader("Photos", sorted(EXTENSIONS), accept_multiple_fi
 if with_camera and (shot := st.camera_input("A photo from the camera")):
     uploads.append(shot)
 table = TableWriter(csv := io.BytesIO(), "csv")
-for upload in uploads:
-    with st.spinner("Looking for faces …"):
-        (photo,) = reader.read(Path(upload.name), upload.getvalue())
-        answers = photo.answers(predictor(photo.crops))
+keys = [(upload.name, hashlib.sha256(upload.getvalue()).digest()) for upload in uploads]
+kept = {key: found for key, found in st.session_state.get("kept", {}).items() if key in keys}
+st.session_state["kept"] = kept  # not in Streamlit's caches, which outlive the page
+for key, upload in zip(keys, uploads, strict=True):
+    if key in kept:
+        photo, answers = kept[key]
+    else:
+        with st.spinner("Looking for faces …"):
+            (photo,) = reader.read(Path(upload.name), upload.getvalue())
+            answers = photo.answers(predictor(photo.crops))
+    if len(kept) < KEPT:
+        kept[key] = photo, answers
     if not with_race:
         answers = [dataclasses.replace(answer, races=None) for answer in answers]
     show(upload.name, photo, answers)

@@ -25,7 +25,7 @@ from agr_lightning.messages import needs
 MAX_PIXELS, MAX_JPEG_PIXELS = 100_000_000, 250_000_000
 Image.MAX_IMAGE_PIXELS = None
 
-# A block for each photo, which goes back to the system; of the usual 16 MB they stay with their thread, and take longer.
+# A block for each photo, which goes back to the system: the usual 16 MB stay with their thread, and take longer.
 Image.core.set_block_size(2**30)  # type: ignore[attr-defined]
 
 # What is decoded, whatever a file's name says; other plugins of Pillow start other programs, Ghostscript for one.
