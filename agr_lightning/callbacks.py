@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,7 +25,7 @@ from agr_lightning.datamodule import PhotoBatch
 from agr_lightning.evaluation.results import make_results, summary
 from agr_lightning.inference.annotate import annotator
 from agr_lightning.inference.parts import describe_job, unfinished_run
-from agr_lightning.inference.predict import Format, Output, named_table
+from agr_lightning.inference.predict import Format, Output, named_table, rows_of
 from agr_lightning.inference.predictor import answers
 from agr_lightning.messages import STDOUT, UserError
 from agr_lightning.models.network import Predictions
@@ -263,28 +264,28 @@ class PredictionWriter(Callback):
         if table is None:
             return
         data.keep_pictures = self.annotate is not None
-        copies = None if self.annotate is None else annotator(self.annotate, data.photos_to_predict)
+        self._copies = None if self.annotate is None else annotator(self.annotate, data.photos_to_predict)
         network = str(trainer.ckpt_path or getattr(pl_module, "loaded_from", ""))
-        options = data.prediction_options | {"annotate": self.annotate, "precision": trainer.precision}
-        job = describe_job(data.photos_to_predict, network, **options)
-        inputs = len(data.photos_to_predict)
-        self._rows = Output(table, self.format, job, inputs, self.resume, copies, trainer.global_rank, ranks)
+        options = {"annotate": self.annotate, "precision": trainer.precision, **asdict(data.photo_options)}
+        job = describe_job(data.photos_to_predict, network, batch_size=data.hparams["batch_size"], **options)
+        self._rows = Output(table, self.format, job, self.resume, trainer.global_rank, ranks)
         data.first_to_predict = self._rows.first
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
         if self._rows is not None and isinstance(batch, PhotoBatch) and isinstance(outputs, Predictions):
-            self._rows.write(batch.photos, answers(outputs.arrays()))
+            self._rows.write(rows_of(batch.photos, answers(outputs.arrays()), self._copies))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._rows is not None:
-            self._rows.__exit__(type(exception))
+            self._rows.close(stopped=True)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._rows is None:
+        rows, self._rows = self._rows, None
+        if rows is None:
             return
-        self._rows.__exit__(None)
+        rows.close()
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            self._rows.join()
+            rows.join(len(trainer.datamodule.photos_to_predict))  # type: ignore[attr-defined]

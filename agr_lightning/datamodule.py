@@ -2,9 +2,9 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import lightning
 import numpy as np
@@ -108,7 +108,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         self._options = SplitOptions(
             split, seed, val_fraction, test_fraction, max_samples, max_per_gender, age_min, age_max
         )
-        self._photo_options = photos
+        self.photo_options = photos
         self.photos_to_predict: list[Path] = []  # all inputs, in order
         self.first_to_predict = 0  # those before it are done
         self.keep_pictures = False  # of the photos to predict, to be annotated
@@ -161,18 +161,13 @@ class UTKFaceDataModule(lightning.LightningDataModule):
     def predict_dataloader(self) -> Iterator[PhotoBatch]:
         rank, ranks = self._rank(len(self.photos_to_predict))
         size, of_cards = self.hparams["image_size"], bool(self.hparams["synthetic"])
-        reader = PhotoReader(self._photo_options, size, self.keep_pictures, of_cards)
+        reader = PhotoReader(self.photo_options, size, self.keep_pictures, of_cards)
         inputs = [
             each for each in list(enumerate(self.photos_to_predict))[rank::ranks] if each[0] >= self.first_to_predict
         ]
         for photos in photo_batches(inputs, reader, self.hparams["batch_size"]):
             faces = np.concatenate([photo.crops for photo in photos])
             yield PhotoBatch(torch.from_numpy(faces).permute(0, 3, 1, 2), photos)
-
-    @property
-    def prediction_options(self) -> dict[str, Any]:
-        """What the rows of photos follow from, beside photos and network."""
-        return {"batch_size": self.hparams["batch_size"], **asdict(self._photo_options)}
 
     def samples(self, split: SplitName) -> pd.DataFrame:
         """A split's samples, in the order of ``Batch.index``: of val and test those that the weights have not seen.

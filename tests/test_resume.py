@@ -1,6 +1,7 @@
 """Rows that outlive the process that made them; where they go; how a job that was stopped is resumed."""
 
 import csv
+import fcntl
 import json
 import os
 import signal
@@ -33,8 +34,8 @@ write, batches = Output.write, []
 def slow(self, *batch):
     batches.append(batch)
     if len(batches) == 6:
-        self._file.write(b'[{"index": 40, "pa')
-        self._file.flush()
+        self._part.write(b'[{"index": 40, "pa')
+        self._part.flush()
         print("stuck", flush=True)
         time.sleep(600)
     write(self, *batch)
@@ -112,10 +113,10 @@ def test_it_is_so_with_a_trainer(photos: Path, run: Run) -> None:
         code, out, err = run("predict", *PHOTOS, *TRAINER)
     assert code == 1 and "Full" in err and "--resume goes on with them" in out
     code, out, err = run("predict", *PHOTOS, *TRAINER, "--resume")
-    assert code == 0 and "Resumed      after 25 of 62 inputs" in out, err
+    assert code == 0 and "Resumed      25 inputs were done" in out, err
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
     code, out, err = run("predict", *PHOTOS, *TRAINER, "--output", "whole.csv", "--resume")
-    assert code == 0 and "Resumed      from the first: none was done" in out, err
+    assert code == 0 and "Resumed      0 inputs were done" in out, err
     assert Path("lightning_logs/version_0/predictions.csv").read_bytes() == Path("whole.csv").read_bytes()
     with Path("whole.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 81
@@ -136,6 +137,9 @@ def test_other_jobs_are_not_resumed(photos: Path, options: dict[str, Any], other
         _predict(output="a.csv", resume=True, **options)
     with pytest.raises(UserError, match=r"a\.part0 has rows of a job that was stopped: go on with --resume, or remove"):
         _predict(output="a.csv")
+    with Path("a.part0").open("ab") as file, pytest.raises(UserError, match=r"a\.part0 is being written by another"):
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _predict(output="a.csv", resume=True)
     assert Path("a.part0").read_bytes() == rows
 
 
@@ -207,7 +211,7 @@ def test_rows_come_to_stdout_as_they_are_made(photos: Path, capfdbinary: pytest.
 def test_no_readable_input_is_a_failure(here: Path, run: Run, options: tuple[str, ...]) -> None:
     Path("a.jpg").write_text("no")
     code, out, err = run("predict", "--data.predict_path", "a.jpg", "--output=a.csv", *options)
-    assert code == 1 and "1 inputs: 1 unreadable" in out
+    assert code == 1 and "1 inputs: 1 unreadable" in out and "Stopped" not in out
     assert err == "error: no input could be read: the column reason of a.csv says why.\n"
     assert "not an image" in Path("a.csv").read_text()
 

@@ -46,6 +46,13 @@ def open_part(path: Path, job: Job, resume: bool) -> tuple[IO[bytes], int]:
     """
     first = json.dumps(job) + "\n"
     file = path.open("a+b")
+    with contextlib.suppress(ImportError):  # of Windows
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path} is being written by another process: wait for it, or stop it.") from None
     file.seek(0)
     found = file.readline()
     try:

@@ -90,13 +90,19 @@ def predict(
             run = stopped or Path(RUNS_FOLDER, f"version_{reserve_run(Path())}")
             table = run / PREDICTIONS_FILES[format]
         job = describe_job(paths, predictor.source, batch_size=data.batch_size, annotate=annotate, **asdict(options))
-        rows = Output(table, format, job, len(paths), resume, copies)
-        with rows, tqdm(total=len(paths), initial=rows.first, desc="Predicting", unit="photo", disable=None) as bar:
-            for batch in photo_batches(list(enumerate(paths))[rows.first :], reader, data.batch_size):
-                rows.write(batch, predictor(np.concatenate([photo.crops for photo in batch]), data.batch_size))
-                bar.set_postfix_str(batch[-1].place)
-                bar.update(batch[-1].index + 1 - bar.n)
-        rows.join()
+        rows = Output(table, format, job, resume)
+        try:
+            with tqdm(total=len(paths), initial=rows.first, desc="Predicting", unit="photo", disable=None) as bar:
+                for batch in photo_batches(list(enumerate(paths))[rows.first :], reader, data.batch_size):
+                    answers = predictor(np.concatenate([photo.crops for photo in batch]), data.batch_size)
+                    rows.write(rows_of(batch, answers, copies))
+                    bar.set_postfix_str(batch[-1].place)
+                    bar.update(batch[-1].index + 1 - bar.n)
+        except BaseException:
+            rows.close(stopped=True)
+            raise
+        rows.close()
+        rows.join(len(paths))
 
 
 def named_table(output: str | None, inputs: Sequence[Path], resume: bool) -> Path | None:
@@ -150,73 +156,49 @@ def rows_of(photos: Iterable[Photo], answers: Iterable[Answer], annotate: Annota
     return rows
 
 
-@dataclass
 class Output:
-    """Where the rows of a job go as they are made: to a part of the table, for each process, or to stdout.
+    """Where the rows of a job go as they are made: to a part of the table, for each of its processes, or to stdout.
 
-    Args:
-        table: its path, whose ending is its format; ``-`` for stdout.
-        format: of stdout.
-        job: what the rows follow from.
-        inputs: how many there are.
-        resume: go on with a job that was stopped.
-        annotate: writes copies.
-        rank: of this process among all ``ranks``.
-
-    Attributes:
-        first: the index of the input to begin with.
+    The ending of the table is its format; ``format`` is that of stdout. ``first`` is the input to begin with.
     """
 
-    table: Path
-    format: Format
-    job: Job
-    inputs: int
-    resume: bool = False
-    annotate: Annotator | None = None
-    rank: int = 0
-    ranks: int = 1
-
-    def __post_init__(self) -> None:
-        self.first = 0
-        self._stdout: TableWriter | None = None
-        self._parts = [self.table.with_suffix(f".part{rank}") for rank in range(self.ranks)]
-        if str(self.table) == STDOUT:
-            self._stdout = TableWriter(open(1, "wb", closefd=False), self.format)  # noqa: SIM115 (not sys.stdout)
+    def __init__(
+        self, table: Path, format: Format, job: Job, resume: bool = False, rank: int = 0, ranks: int = 1
+    ) -> None:
+        self.first, self._table, self._stdout = 0, table, str(table) == STDOUT
+        self._parts = [table.with_suffix(f".part{number}") for number in range(ranks)]
+        if self._stdout:
+            self._rows = TableWriter(open(1, "wb", closefd=False), format)  # noqa: SIM115 (not sys.stdout)
             return
         try:
-            self._file, self.first = open_part(self._parts[self.rank], {**self.job, "ranks": self.ranks}, self.resume)
+            self._part, self.first = open_part(self._parts[rank], {**job, "processes": ranks}, resume)
         except OSError as error:
-            raise UserError(f"{self.table} cannot be written: {error.strerror}.") from None
-        if self.resume:
-            done = f"after {self.first:,} of {self.inputs:,} inputs" if self.first else "from the first: none was done"
-            _log.info(f"Resumed      {done}")
+            raise UserError(f"{table} cannot be written: {error.strerror}.") from None
+        if resume:
+            _log.info(f"Resumed      {self.first:,} inputs were done")
 
-    def write(self, photos: Iterable[Photo], answers: Iterable[Answer]) -> None:
-        """Writes a batch, from the answers for the faces of all its photos; what is written outlives this process."""
-        rows = rows_of(photos, answers, self.annotate)
-        if self._stdout is not None:
-            self._stdout.write(rows)
+    def write(self, rows: Sequence[Row]) -> None:
+        """Writes the rows of a batch, which outlive this process."""
+        if self._stdout:
+            self._rows.write(rows)
         else:
-            self._file.write(json.dumps(rows).encode() + b"\n")
-            self._file.flush()
+            self._part.write(json.dumps(rows).encode() + b"\n")
+            self._part.flush()
 
-    def __enter__(self) -> None:
-        pass
+    def close(self, stopped: bool = False) -> None:
+        """Ends the part of this process; where it was stopped, says that the part can be resumed."""
+        if not self._stdout:
+            self._part.close()
+            if stopped:
+                _log.info(f"Stopped      rows so far are in {self._part.name}: --resume goes on with them")
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Closes the part, which stays: it can be resumed."""
-        if self._stdout is None:
-            self._file.close()
-            if kind is not None:
-                _log.info(f"Stopped      rows so far are in {self._parts[self.rank]}: --resume goes on with them")
-
-    def join(self) -> None:
-        """Makes the table of the parts of all processes; raises UserError, when it is there, if no input was read."""
-        counts = join_parts(self._parts, self.table) if self._stdout is None else self._stdout.counts
-        _log.info(f"{self.inputs:,} inputs: {', '.join(f'{count:,} {status}' for status, count in counts.items())}")
-        _log.info(f"Predictions  {self.table}")
+    def join(self, inputs: int) -> None:
+        """Makes the table of all parts; raises UserError, when it is there, if none of the inputs was read."""
+        counts = self._rows.counts if self._stdout else join_parts(self._parts, self._table)
+        _log.info(f"{inputs:,} inputs: {', '.join(f'{count:,} {status}' for status, count in counts.items())}")
+        _log.info(f"Predictions  {self._table}")
         if set(counts) == {"unreadable"}:
-            raise UserError(f"no input could be read: the column reason of {self.table} says why.")
+            raise UserError(f"no input could be read: the column reason of {self._table} says why.")
 
 
 class TableWriter:
