@@ -19,6 +19,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from agr_lightning.checkpoints import SHIPPED
@@ -185,6 +187,21 @@ def test_a_list_of_paths(photos: Path) -> None:
 def test_lists_as_other_editors_write_them(here: Path, encoding: str) -> None:
     Path("list.txt").write_text("photos/c none.webp\r\n~backup.jpg\r\n", encoding)
     assert find_photos("list.txt") == [Path("photos/c none.webp"), Path("~backup.jpg")]
+
+
+@given(st.text(st.sampled_from("ab[]*?!-#~ \0\r\n\x0c\u2028é")), st.sampled_from(["utf-8", "utf-16"]))
+def test_any_list_is_read(tmp_path_factory: pytest.TempPathFactory, text: str, encoding: str) -> None:
+    file = tmp_path_factory.getbasetemp() / "any list.txt"
+    file.write_text(text, encoding)
+    lines = [line.strip() for line in re.split("[\r\n]+", text) if line.strip()]
+    if lines:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("HOME", str(empty := tmp_path_factory.mktemp("empty")))
+            patch.chdir(empty)
+            assert len(find_photos(str(file))) == len(lines)
+    else:
+        with pytest.raises(UserError, match="names no photo"):
+            find_photos(str(file))
 
 
 @pytest.mark.parametrize("name", ["#1", "null", "2024", "[a]", "a list.txt"])

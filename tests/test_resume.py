@@ -14,9 +14,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agr_lightning.inference import predict as predict_module
-from agr_lightning.inference.parts import Row
+from agr_lightning.inference.parts import Row, open_part, read_part
 from agr_lightning.inference.predict import Inputs, Output, TableWriter, join_parts, predict
 from agr_lightning.messages import UserError
 from tests.conftest import save_noise
@@ -232,3 +234,35 @@ def test_parts_of_several_processes_are_joined_in_input_order(here: Path, format
     assert join_parts(parts, Path(f"joined.{format}")) == table.counts == {"ok": 8}
     assert Path(f"joined.{format}").read_bytes() == Path("whole").read_bytes()
     assert sorted(path.name for path in here.iterdir()) == [f"joined.{format}", "whole"]
+
+
+@given(
+    counts=st.lists(st.integers(1, 5), min_size=1, max_size=12),
+    size=st.integers(1, 7),
+    share=st.floats(0, 1),
+    rank=st.booleans(),
+)
+def test_a_part_may_be_cut_anywhere(
+    tmp_path_factory: pytest.TempPathFactory, counts: list[int], size: int, share: float, rank: bool
+) -> None:
+    """Inputs with these numbers of rows, in batches of one size: what is kept are the batches before a whole input."""
+    part = tmp_path_factory.getbasetemp() / "any.part0"
+    rows = [{"index": 2 * number + rank} for number, count in enumerate(counts) for _ in range(count)]
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    part.unlink(missing_ok=True)
+    file, first = open_part(part, {"every": 1}, resume=True)
+    with file:
+        assert first == 0
+        whole = file.tell()
+        file.write("".join(f"{json.dumps(batch)}\n" for batch in batches).encode())
+    with part.open("r+b") as cut:
+        cut.truncate(whole + int(share * (part.stat().st_size - whole)))
+    file, first = open_part(part, {"every": 1}, resume=True)
+    with file:
+        file.seek(0)
+        kept = list(read_part(file))
+        assert kept == [row for row in rows if row["index"] < first]
+        assert len(kept) % size == 0 and (len(kept) < len(rows))
+        file.write(json.dumps(rows[len(kept) :]).encode() + b"\n")
+    with part.open("rb") as again:
+        assert list(read_part(again)) == rows

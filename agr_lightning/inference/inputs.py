@@ -75,7 +75,7 @@ def _read_list(file: Path, left_out: Counter[str]) -> list[Path]:
     wide = file.read_bytes()[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # of Windows' editors
     text = file.read_text("utf-16" if wide else "utf-8-sig", "replace" if wide else "surrogateescape")
     photos = []
-    for named in (user_path(line.strip()) for line in text.splitlines() if line.strip()):
+    for named in (user_path(line.strip()) for line in text.split("\n") if line.strip()):
         found: list[Path] = []
         with contextlib.suppress(OSError, ValueError):  # for names that no file can have
             found = _search(named, left_out)
