@@ -267,6 +267,7 @@ class PredictionWriter(Callback):
         self._copies = None if self.annotate is None else annotator(self.annotate, data.photos_to_predict)
         network = str(trainer.ckpt_path or getattr(pl_module, "loaded_from", ""))
         options = {"annotate": self.annotate, "precision": trainer.precision, **asdict(data.photo_options)}
+        options["tta_flip"] = pl_module.hparams.get("tta_flip")
         job = describe_job(data.photos_to_predict, network, batch_size=data.hparams["batch_size"], **options)
         self._rows = Output(table, self.format, job, self.resume, trainer.global_rank, ranks)
         data.first_to_predict = self._rows.first

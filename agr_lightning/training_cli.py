@@ -177,7 +177,7 @@ class AGRCommandLine(LightningCLI):
         config = ConfigWriter(self.parser.dump(saved, skip_none=False))
         if self.command == "predict":
             asked = (self.config[name] for name in ("format", "annotate", "output", "resume"))
-            return [config, PredictionWriter(*asked)]
+            return [PredictionWriter(*asked), config]  # which is not written where the first refuses to resume
         if self.command == "validate":
             return [config]
         if self.command == "test":

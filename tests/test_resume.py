@@ -114,6 +114,10 @@ def test_it_is_so_with_a_trainer(photos: Path, run: Run) -> None:
         _fail_after(6, patch)
         code, out, err = run("predict", *PHOTOS, *TRAINER)
     assert code == 1 and "Full" in err and "--resume goes on with them" in out
+    config = Path("lightning_logs/version_0/config.yaml").read_text()
+    code, out, err = run("predict", *PHOTOS, *TRAINER, "--resume", "--model.tta_flip", "false")
+    assert code == 1 and "is of a job with other tta_flip: repeat its options" in err
+    assert Path("lightning_logs/version_0/config.yaml").read_text() == config
     code, out, err = run("predict", *PHOTOS, *TRAINER, "--resume")
     assert code == 0 and "Resumed      25 inputs were done" in out, err
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]

@@ -181,16 +181,20 @@ class Output:
         """Writes the rows of a batch, which outlive this process."""
         if self._stdout:
             self._rows.write(rows)
-        else:
+            return
+        try:
             self._part.write(json.dumps(rows).encode() + b"\n")
             self._part.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._part.name) from None
 
     def close(self, stopped: bool = False) -> None:
         """Ends the part of this process; where it was stopped, says that the part can be resumed."""
         if not self._stdout:
-            self._part.close()
             if stopped:
                 _log.info(f"Stopped      rows so far are in {self._part.name}: --resume goes on with them")
+            with contextlib.suppress(OSError):  # of a full disk; all else is written
+                self._part.close()
 
     def join(self, inputs: int) -> None:
         """Makes the table of all parts; raises UserError, when it is there, if none of the inputs was read."""
