@@ -6,10 +6,9 @@ import json
 import os
 import re
 import sys
-import warnings
-from collections.abc import Callable, Iterator
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,16 +24,11 @@ from PIL import Image
 
 from agr_lightning.checkpoints import SHIPPED
 from agr_lightning.inference import photos as photos_module
-from agr_lightning.inference import predict as predict_module
-from agr_lightning.inference.annotate import label
-from agr_lightning.inference.faces import Box
 from agr_lightning.inference.inputs import find_photos
 from agr_lightning.inference.parts import Row
-from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader, photo_batches
-from agr_lightning.inference.predict import COLUMNS, Inputs, Row, TableWriter, join_parts, predict
-from agr_lightning.inference.predictor import Predictor
+from agr_lightning.inference.photos import PhotoOptions, PhotoReader, photo_batches
 from agr_lightning.inference.predict import COLUMNS, Inputs, TableWriter, predict
-from agr_lightning.inference.predictor import Answer, Predictor
+from agr_lightning.inference.predictor import Predictor
 from agr_lightning.messages import UserError
 from tests.conftest import copy_run, save_noise
 from tests.drawn_face import draw_photo
