@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from score import Score, score, unseen
 
-from agr_lightning.inference.faces import Face, build_detector, find_faces, square
+from agr_lightning.inference.detectors import build_detector, find_faces
+from agr_lightning.inference.faces import Face, square
 from agr_lightning.inference.predictor import Predictor
 
 Image = NDArray[np.uint8]
@@ -55,10 +56,10 @@ def main() -> None:
     print("| detector, side of its crop | found | age MAE (years) | gender | race |\n|---|---|---|---|---|")
     crops = [face.crop(picture, 200) for picture, face in pictures]
     print(f"| none: as they were put in | {len(some)} | {score(predictor, some, crops).cells()} |")
-    for name in ("mtcnn", "haar"):
+    for name in ("centerface", "haar"):
         detector = build_detector(name)  # type: ignore[arg-type]
         assert detector is not None
-        found = [find_faces(detector, picture, 40, 1) for picture, _ in pictures]
+        found = [find_faces(detector, picture, 40, 1, 0.35) for picture, _ in pictures]
         hits = [index for index, faces in enumerate(found) if faces]
         for margin in MARGINS:
             crops = [_scaled(found[index][0], margin).crop(pictures[index][0], 200) for index in hits]

@@ -64,9 +64,10 @@ def test_what_is_on_the_page(opened: AppTest) -> None:
     assert [warning.value[:13] for warning in page.warning] == ["No face was f"]
     assert [error.value for error in page.error] == ["This file cannot be used: `not an image`."]
     table = page.table[0].value
-    assert list(table) == ["Face", "Age", "Under 18", "Gender", "Race"] and list(table["Face"]) == ["#0", "#1"]
+    assert list(table) == ["Face", "Age", "Under 18", "Gender", "Race", "Face probability"]
+    assert list(table["Face"]) == ["#0", "#1"]
     page.sidebar.toggle[0].set_value(False).run()
-    assert list(page.table[0].value) == ["Face", "Age", "Under 18", "Gender"]
+    assert list(page.table[0].value) == ["Face", "Age", "Under 18", "Gender", "Face probability"]
 
 
 def test_photos_are_looked_at_once(opened: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:

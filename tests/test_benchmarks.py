@@ -18,6 +18,7 @@ SMALLEST = {
     "predict": ("--images", "64", "--many", "100", "--repeats", "1"),
     "crop_sensitivity": ("--images", "20", "--detector_images", "3", "--root", "{cards}"),
     "degradation": ("--images", "20", "--root", "{cards}"),
+    "faces": ("--faces", "9", "--megapixels", "2", "--root", "{cards}", "--backgrounds", "{cards}"),
     "exported": ("--images", "20", "--networks", "small", "--root", "{cards}"),
     "startup": ("--images", "100", "--repeats", "1"),
     "memory": ("--sizes", "100", "--steps", "2"),

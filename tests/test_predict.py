@@ -280,7 +280,7 @@ def test_no_faces_are_looked_for_in_drawn_cards(photos: Path) -> None:
     for options, of_cards, found in (
         (PhotoOptions(), True, "each photo is taken as one"),
         (PhotoOptions("haar"), True, "found by haar"),
-        (PhotoOptions(), False, "found by mtcnn"),
+        (PhotoOptions(), False, "found by centerface"),
     ):
         assert PhotoReader(options, 64, of_cards=of_cards).description.startswith(found)
 
@@ -474,7 +474,7 @@ def test_heic_without_its_library_says_so(here: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     Path("a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
     (read,) = PhotoReader(PhotoOptions("none"), 64).read(Path("a.heic"))
-    assert read.problem == "HEIC needs pillow-heif: uv sync --all-extras, or pip install 'agr-lightning[faces]'"
+    assert read.problem == "HEIC needs pillow-heif: uv sync --all-extras, or pip install 'agr-lightning[heic]'"
 
 
 def test_hostile_inputs_are_rows(here: Path) -> None:
@@ -604,7 +604,7 @@ def test_found_faces_are_as_good_as_the_crops(utkface: Path) -> None:
         turn = cv2.getRotationMatrix2D((100, 100), random.uniform(-20, 20), 0.8)
         turn[:, 2] += (220 + random.uniform(-50, 50), 140 + random.uniform(-30, 30))
         pictures.append(cv2.warpAffine(crops[-1], turn, (640, 480), borderMode=cv2.BORDER_REPLICATE))
-    reader, predictor = PhotoReader(PhotoOptions("mtcnn", largest=1), 96), Predictor.load()
+    reader, predictor = PhotoReader(PhotoOptions("centerface", largest=1), 96), Predictor.load()
     found = [reader.look(np.asarray(picture, np.uint8)).crops for picture in pictures]
     assert sum(len(crop) for crop in found) >= 78
     kept = np.array([len(crop) == 1 for crop in found])

@@ -148,7 +148,7 @@ def _open(content: bytes, draft: int | None = None) -> tuple[Image.Image, int]:
         try:
             from pillow_heif import register_heif_opener
         except ImportError:
-            raise ImageError(f"HEIC {needs('pillow-heif', 'faces')}") from None
+            raise ImageError(f"HEIC {needs('pillow-heif', 'heic')}") from None
         register_heif_opener()
     image: Image.Image = Image.open(io.BytesIO(content), formats=[name for name in _FORMATS if name in Image.OPEN])
     pixels, most = image.width * image.height, MAX_JPEG_PIXELS if isinstance(image, JpegImageFile) else MAX_PIXELS

@@ -20,7 +20,8 @@ from PIL import Image
 
 from agr_lightning.data.images import MAX_PIXELS, ImageError, decode_photo, open_file, read_bytes, resize
 from agr_lightning.files import usable_cpus
-from agr_lightning.inference.faces import Box, DetectorName, build_detector, find_faces, shrink
+from agr_lightning.inference.detectors import DetectorName, build_detector, find_faces
+from agr_lightning.inference.faces import Box, shrink
 from agr_lightning.inference.inputs import VIDEO_EXTENSIONS
 from agr_lightning.inference.predictor import Answer
 from agr_lightning.messages import UserError
@@ -36,22 +37,26 @@ class PhotoOptions:
     """Which faces are wanted; values that cannot work raise UserError.
 
     Args:
-        faces: what finds them: mtcnn turns tilted faces upright, haar is lighter, none takes each photo as one face
-            crop; auto is mtcnn where it is installed, and otherwise haar.
+        faces: what finds them: centerface turns tilted faces upright, haar is lighter and for frontal faces, none takes
+            each photo as one face crop; auto is centerface where it is installed, and otherwise haar.
         largest: how many of a photo, the largest first; null for all.
-        min_size: side of the smallest face, pixels.
+        min_size: side of the smallest face, pixels; null for 30, or a fortieth of the longer side of a larger photo.
+        min_confidence: least face_probability of a face, 0 to 1.
         every: seconds between the frames of a video.
     """
 
     faces: DetectorName = "auto"
     largest: int | None = None
-    min_size: float = 30
+    min_size: float | None = None
+    min_confidence: float = 0.35
     every: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value in (("largest", self.largest), ("min_size", self.min_size)):
             if value is not None and not 1 <= value < math.inf:
                 raise UserError(f"--{name} {value} must be 1 or more.")
+        if not 0 <= self.min_confidence <= 1:
+            raise UserError(f"--min_confidence {self.min_confidence} must be from 0 to 1.")
         if not 0 < self.every < math.inf:
             raise UserError(f"--every {self.every} must be above 0 seconds.")
 
@@ -137,7 +142,9 @@ class PhotoReader:
         if self._detector is None:
             crops, boxes = resize(pixels, self._size)[None], [Box(0, 0, width, height)]
         else:
-            faces = find_faces(self._detector, pixels, self._options.min_size / factor, self._options.largest)
+            wanted = self._options
+            smallest = None if wanted.min_size is None else wanted.min_size / factor
+            faces = find_faces(self._detector, pixels, smallest, wanted.largest, wanted.min_confidence)
             crops = np.array([face.crop(pixels, self._size) for face in faces], np.uint8)
             crops, boxes = crops.reshape(-1, self._size, self._size, 3), [face.box for face in faces]
         scale = min(1.0, _PICTURE_SIZE / max(height, width))

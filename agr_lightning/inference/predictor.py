@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agr_lightning.data.images import resize
-from agr_lightning.files import ONNX_SUFFIX, WEIGHTS, check_readable, user_path
+from agr_lightning.files import ONNX_SUFFIX, WEIGHTS, check_readable, usable_cpus, user_path
 from agr_lightning.labels import CLASSES, ClassTask
 from agr_lightning.messages import UserError, one_line
 from agr_lightning.models.config import NetworkConfig
@@ -163,16 +163,26 @@ def _to_gpu(trained: "TrainedNetwork") -> "tuple[AGRNetwork, str] | None":
     return None
 
 
+def open_session(model: Path | bytes) -> Any:
+    """An ONNX file, or its content, in onnxruntime, on the GPU where that can use it."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4  # what goes wrong is raised
+    settings.intra_op_num_threads = usable_cpus()
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other threads have work to do
+    # Other providers want more set up than they say when they are asked for.
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+    return onnxruntime.InferenceSession(model, settings, providers=providers)
+
+
 def load_onnx(path: Path, option: str = "--ckpt_path") -> tuple[Engine, int, str, bool]:
     """What a ``Predictor`` is made of, from an ONNX file of ``export``: engine, image size, source, and of_cards.
 
     Raises UserError, with the option that named it, when the file cannot be used.
     """
-    import onnxruntime
-
     check_readable(path, option)
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 4  # what goes wrong is raised
     name = next((name for name, shipped in SHIPPED.items() if shipped == path), str(path))
 
     def engine(images: NDArray[np.uint8]) -> Arrays:
@@ -180,10 +190,7 @@ def load_onnx(path: Path, option: str = "--ckpt_path") -> tuple[Engine, int, str
         return dict(zip(names, found, strict=True))
 
     try:
-        # Other providers want more set up than they say when they are asked for.
-        wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
-        session = onnxruntime.InferenceSession(path, settings, providers=providers)
+        session = open_session(path)
         facts = json.loads(session.get_modelmeta().custom_metadata_map.get(ONNX_KEY, "{}"))
         if facts.get("format") != ONNX_FORMAT:
             raise UserError(f"its format is {facts.get('format')}, not {ONNX_FORMAT}: export the checkpoint again")
