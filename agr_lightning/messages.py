@@ -96,6 +96,7 @@ def console_logging() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", _HARMLESS)
             warnings.filterwarnings("ignore", category=DeprecationWarning, module="jsonargparse|lightning")
+            warnings.filterwarnings("ignore", module="PIL")  # of metadata, which no answer needs
             yield
     finally:
         ours.removeHandler(console)

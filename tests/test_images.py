@@ -19,6 +19,8 @@ from agr_lightning.data.images import ImageError, decode_photo, decode_rgb, read
 from agr_lightning.inference.photos import PhotoOptions, PhotoReader
 from tests.drawn_face import draw_photo
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+
 
 def _encode(image: Image.Image, kind: str, **options: object) -> bytes:
     content = io.BytesIO()
@@ -251,7 +253,6 @@ CONTENTS = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @settings(max_examples=300)
 @given(st.sampled_from(CONTENTS), st.data())
 def test_any_bytes_are_an_image_or_a_reason(content: bytes, data: st.DataObject) -> None:

@@ -100,7 +100,7 @@ def decode_photo(content: bytes, draft: int | None = None) -> tuple[NDArray[np.u
         image, exif, factor = _load(content, draft)
         rgb = _rgb(image)
         del image  # of four bytes a pixel
-        return _upright(rgb, _orientation(exif.removeprefix(_EXIF))), factor
+        return _upright(rgb, _orientation(exif)), factor
 
 
 def _without_metadata(content: bytes) -> tuple[bytes, bytes]:
@@ -182,24 +182,20 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _orientation(exif: bytes) -> int:
-    """What the first directory of EXIF says, however damaged the rest is; 1, upright, where it says nothing."""
-    order = ">" if exif.startswith(b"MM") else "<"
-    with contextlib.suppress(struct.error):
-        (start,) = struct.unpack_from(order + "I", exif, 4)
-        for entry in range(struct.unpack_from(order + "H", exif, start)[0]):
-            tag, _, _, first, second = struct.unpack_from(order + "HHIHH", exif, start + 2 + 12 * entry)
-            if tag == 0x0112:
-                return int(first or second)  # the second in a big-endian LONG
+    """What EXIF says, however damaged the rest of it is; 1, upright, where it says nothing."""
+    found = Image.Exif()
+    with contextlib.suppress(Exception):
+        found.load(exif)
+        return int(found.get(0x0112, 1))
     return 1
 
 
 def _upright(rgb: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Mirrors and turns a photo by EXIF's orientation, 2 to 8; others change nothing."""
-    if orientation in (2, 4, 5, 7):
-        rgb = np.asarray(cv2.flip(rgb, 1), np.uint8)
-    clockwise, half, counterclockwise = cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_COUNTERCLOCKWISE
-    turn = {3: half, 4: half, 5: counterclockwise, 6: clockwise, 7: clockwise, 8: counterclockwise}.get(orientation)
-    return rgb if turn is None else np.asarray(cv2.rotate(rgb, turn), np.uint8)
+    if 5 <= orientation <= 8:
+        rgb = np.asarray(cv2.transpose(rgb), np.uint8)
+    axis = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
+    return rgb if axis is None else np.asarray(cv2.flip(rgb, axis), np.uint8)
 
 
 def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
