@@ -151,20 +151,15 @@ def fit_under_18(probabilities: NDArray[np.float64], age: NDArray[Any]) -> tuple
     minors, adults = int(minor.sum()), int((~minor).sum())
     if min(minors, adults) < _FEWEST:
         return 1.0, 0.0
-    with np.errstate(divide="ignore"):
-        logit = (np.log(probabilities[known]) - np.log1p(-probabilities[known])).clip(-_SUREST, _SUREST)
+    from scipy.optimize import minimize
+    from scipy.special import logit
+
+    found = logit(probabilities[known]).clip(-_SUREST, _SUREST)
     target = np.where(minor, (minors + 1) / (minors + 2), 1 / (adults + 2))
 
     def cost(line: NDArray[np.float64]) -> float:
-        scaled = line[0] * logit + line[1]
+        scaled = line[0] * found + line[1]
         return float((np.logaddexp(0, scaled) - target * scaled).mean())
 
-    def gradient(line: NDArray[np.float64]) -> NDArray[np.float64]:
-        excess = 1 / (1 + np.exp(-line[0] * logit - line[1])) - target
-        return np.array([(excess * logit).mean(), excess.mean()])
-
-    from scipy.optimize import minimize
-
-    bounds = ((0.0, 20.0), (-20.0, 20.0))
-    slope, intercept = minimize(cost, (1.0, 0.0), jac=gradient, bounds=bounds, method="L-BFGS-B").x.tolist()
+    slope, intercept = minimize(cost, (1.0, 0.0), bounds=((0.0, 20.0), (-20.0, 20.0)), method="L-BFGS-B").x.tolist()
     return slope, intercept
