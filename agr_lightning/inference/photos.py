@@ -106,7 +106,7 @@ class PhotoReader:
 
     def __init__(self, options: PhotoOptions, size: int, keep_picture: bool = False, of_cards: bool = False) -> None:
         self._options, self._size, self.keep_picture = options, size, keep_picture
-        self._decoded = _Budget(MAX_PIXELS)
+        self._free, self._freed = MAX_PIXELS, threading.Condition()
         self._detector = build_detector("none" if of_cards and options.faces == "auto" else options.faces)
 
     @property
@@ -122,7 +122,7 @@ class PhotoReader:
             if content is None and path.suffix.lower() in VIDEO_EXTENSIONS:
                 yield from self._frames(path)
             else:
-                with self._decoded.hold(_pixels(path, content)):
+                with self._room_for(path, content):
                     pixels, factor = decode_photo(read_bytes(path) if content is None else content)
                     photo = self.look(pixels, path, factor=factor)
                 yield photo
@@ -133,6 +133,25 @@ class PhotoReader:
             _log.warning(f"{path}: {error!r}")
             problem = f"failed ({' '.join(str(error).split())[:80] or type(error).__name__})"
         yield Photo(path, np.zeros((0, self._size, self._size, 3), np.uint8), problem=problem)
+
+    @contextlib.contextmanager
+    def _room_for(self, path: Path, content: bytes | None) -> Iterator[None]:
+        """Waits until threads, this one among them, decode no more pixels together than one photo may have."""
+        pixels = MAX_PIXELS
+        with (
+            contextlib.suppress(Exception),  # where its first bytes do not say
+            Image.open(open_file(path) if content is None else io.BytesIO(content)) as image,
+        ):
+            pixels = min(pixels, image.width * image.height)
+        with self._freed:
+            self._freed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._free += pixels
+                self._freed.notify_all()
 
     def look(
         self, pixels: NDArray[np.uint8], path: Path = Path(), seconds: float | None = None, factor: int = 1
@@ -173,36 +192,6 @@ class PhotoReader:
             raise ImageError("no frame of it can be decoded")
         if length - seconds > 1 + 0.02 * length:  # sound may last a little longer
             raise ImageError(f"cut short: no frame after {seconds:.1f} of {length:.1f} seconds can be decoded")
-
-
-class _Budget:
-    """Lets threads hold so much together, or one of them anything alone."""
-
-    def __init__(self, most: int) -> None:
-        self._most, self._held, self._changed = most, 0, threading.Condition()
-
-    @contextlib.contextmanager
-    def hold(self, amount: int) -> Iterator[None]:
-        """Waits until there is room for an amount, and holds it while the block runs."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._held or self._held + amount <= self._most)
-            self._held += amount
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._held -= amount
-                self._changed.notify_all()
-
-
-def _pixels(path: Path, content: bytes | None) -> int:
-    """How many pixels a photo has, by its first bytes; the most where these do not say."""
-    with (
-        contextlib.suppress(Exception),
-        Image.open(open_file(path) if content is None else io.BytesIO(content)) as image,
-    ):
-        return image.width * image.height
-    return MAX_PIXELS
 
 
 def photo_batches(inputs: Sequence[tuple[int, Path]], reader: PhotoReader, batch_size: int) -> Iterator[list[Photo]]:
