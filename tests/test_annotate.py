@@ -1,3 +1,4 @@
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agr_lightning.inference import annotate as annotate_module
-from agr_lightning.inference.annotate import Edges, Label, draw, label, place_labels
+from agr_lightning.inference.annotate import Edges, Label, annotator, draw, label, place_labels
 from agr_lightning.inference.faces import Box
 from agr_lightning.inference.photos import Photo
 from agr_lightning.inference.predictor import Answer
@@ -86,6 +87,20 @@ def test_labels_of_a_crowd_hide_no_face() -> None:
 )
 def test_a_label_says_what_there_is_room_for(box: Edges, picture: tuple[int, int], text: str) -> None:
     assert [each.text for each in _place([box], picture)] == [text.format(0)]
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 252 + ".png", "é" * 125 + ".png", os.fsdecode(b"\xff" * 251) + ".jpg", "あ" * 254]
+)
+def test_a_copy_has_a_name_however_long_that_of_its_photo_is(tmp_path: Path, name: str) -> None:
+    photos = [Photo(tmp_path / f"{each}{name}", np.zeros(0, np.uint8), picture=draw_photo()) for each in "ab"]
+    frames = [photos[0]._replace(seconds=seconds) for seconds in (1.0, 2.5)]
+    write = annotator(str(tmp_path / "copies"), [*(photo.path for photo in photos), tmp_path / "\ud800"])
+    for photo in photos + frames:
+        write(photo, [])
+    names = [copy.name for copy in (tmp_path / "copies").iterdir()]
+    assert len(names) == 4 and all(each[0] in "ab" and each.endswith(".jpg") for each in names)
+    assert sum("00002.500s" in each for each in names) == 1
 
 
 def test_there_may_be_no_room_at_all() -> None:

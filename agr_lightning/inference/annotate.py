@@ -1,6 +1,7 @@
 """Annotated copies of photos: a box and a label for each face."""
 
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -42,11 +43,12 @@ def draw(photo: Photo, answers: Sequence[Answer]) -> Image.Image:
     boxes: list[Edges] = []
     for x, y, width, height, _ in photo.boxes:
         left, top, right, bottom = (round(value * photo.scale) for value in (x, y, x + width, y + height))
-        boxes.append((left, top, max(left + 1, right), max(top + 1, bottom)))
-        canvas.rectangle(_inclusive(boxes[-1]), outline=_PAPER, width=_margin(_text_size(image.size)))
+        boxes.append((left, top, right, bottom))
+        inclusive = (left, top, max(left, right - 1), max(top, bottom - 1))
+        canvas.rectangle(inclusive, outline=_PAPER, width=_margin(_text_size(image.size)))
     texts = [label(answer, face if len(answers) > 1 else None) for face, answer in enumerate(answers)]
     for text, size, edges in place_labels(texts, boxes, image.size):
-        canvas.rectangle(_inclusive(edges), fill=_PAPER)
+        image.paste(_PAPER, edges)
         canvas.text((edges[0] + _margin(size), edges[1] + _margin(size) // 2), text, _INK, ImageFont.load_default(size))
     return image
 
@@ -75,17 +77,17 @@ def _choices(text: str, box: Edges, picture: tuple[int, int]) -> Iterator[Label]
     """How and where the label of a box may be, the best first; inside the picture."""
     left, top, right, bottom = box
     size = min(_text_size(picture), max(12, (right - left) // 12))
-    sizes = dict.fromkeys((size, max(9, 3 * size // 4), 9))
     texts = [text, text.replace("  ", "\n"), text.partition("  ")[0]]
+    sizes = (size, max(9, 3 * size // 4), 9)
     for letters, words in [*product(sizes, texts[:2]), *product(sizes, texts[2:])]:
         bounds = _MEASURE.textbbox((0, 0), words, ImageFont.load_default(letters))
         width, height = (int(bound) + 2 * _margin(letters) for bound in bounds[2:])
-        if width > picture[0] or height > picture[1]:
-            continue
-        around = [*product((left, right - width), (top - height, bottom)), (right, top), (left - width, top)]
-        for x, y in [*around, (left, top), (left, bottom - height)]:
-            x, y = max(0, min(x, picture[0] - width)), max(0, min(y, picture[1] - height))
-            yield Label(words, letters, (x, y, x + width, y + height))
+        most_left, most_top = picture[0] - width, picture[1] - height
+        beside = ((left, top - height), (left, bottom), (right, top), (left - width, top))
+        for x, y in (*beside, (left, top), (left, bottom - height)):
+            if min(most_left, most_top) >= 0:
+                x, y = max(0, min(x, most_left)), max(0, min(y, most_top))
+                yield Label(words, letters, (x, y, x + width, y + height))
 
 
 def _hidden(choice: Label, areas: Iterable[Edges]) -> int:
@@ -93,10 +95,6 @@ def _hidden(choice: Label, areas: Iterable[Edges]) -> int:
     left, top, right, bottom = choice.edges
     sides = ((min(right, far) - max(left, near), min(bottom, low) - max(top, high)) for near, high, far, low in areas)
     return sum(max(0, width) * max(0, height) for width, height in sides)
-
-
-def _inclusive(edges: Edges) -> Edges:
-    return (*edges[:2], edges[2] - 1, edges[3] - 1)
 
 
 def _text_size(picture: tuple[int, int]) -> int:
@@ -117,6 +115,15 @@ def label(answer: Answer, face: int | None = None) -> str:
     return "  ".join(parts)
 
 
+def _cut_name(name: str, end: str) -> str:
+    """A name with an end, cut to the 255 bytes of a file's; names that are cut differ as they did."""
+    whole = name.encode(errors="replace")
+    if len(whole) + len(end) <= 255:
+        return name + end
+    end = f"~{zlib.crc32(name.encode(errors='surrogatepass')):08x}{end.removesuffix('.jpg')}.jpg"
+    return whole[: 255 - len(end)].decode(errors="ignore") + end
+
+
 def annotator(folder: str, inputs: Sequence[Path]) -> Annotator:
     """What writes copies as JPEG files, in ``folder`` as the inputs lie in theirs; none may take an input's place."""
     root = Path(os.path.abspath(user_path(folder)))  # noqa: PTH100 (keeps links)
@@ -127,7 +134,7 @@ def annotator(folder: str, inputs: Sequence[Path]) -> Annotator:
         below = Path(os.path.relpath(path, shared))
         frame = "" if seconds is None else f".{seconds:09.3f}s"
         suffix = "" if path.suffix.lower() in (".jpg", ".jpeg") and not frame else ".jpg"
-        return root / below.with_name(f"{below.name}{frame}{suffix}")
+        return root / below.with_name(_cut_name(below.name, f"{frame}{suffix}"))
 
     def write(photo: Photo, answers: Sequence[Answer]) -> None:
         if photo.picture is not None:  # it could be used
