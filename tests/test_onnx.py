@@ -258,7 +258,7 @@ def test_what_only_says_that_it_is_ours_is_refused(small: Path, here: Path) -> N
         ({"output": "a.bin"}, r"--output a\.bin must end in \.onnx or \.safetensors\."),
         ({"output": "a.safetensors", "half": True}, r"--images and --half are for \.onnx files"),
         ({"output": "a.safetensors"}, "agr is an exported file already"),
-        ({"output": "a.onnx", "images": "nowhere"}, "--images nowhere: no photo or folder"),
+        ({"output": "a.onnx", "images": "nowhere"}, "--images nowhere is no photo or folder"),
         ({"output": "a.onnx", "images": "bad.jpg"}, "not an image"),
     ],
 )

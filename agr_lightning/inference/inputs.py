@@ -14,32 +14,12 @@ from agr_lightning.messages import UserError
 _log = logging.getLogger(__name__)
 
 VIDEO_EXTENSIONS = frozenset(
-    (
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".avi",
-        ".mkv",
-        ".webm",
-        ".wmv",
-        ".3gp",
-        ".mpg",
-        ".mpeg",
-        ".mts",
-        ".m2ts",
-        ".ts",
-        ".flv",
-        ".ogv",
-    )
-)
+    (".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".ogv", ".wmv", ".flv", ".mpg", ".mpeg", ".ts", ".mts")
+) | {".m2ts"}
 
 # What files that are named in place of photos are, and the cure.
-_REFUSED = {
-    **dict.fromkeys((".csv", ".tsv", ".xlsx"), "a table: write the photos into a .txt list, one in each line"),
-    **dict.fromkeys(
-        (".zip", ".rar", ".7z", ".tar", ".tgz", ".gz", ".bz2", ".xz"), "an archive: unpack it, and name the folder"
-    ),
-}
+_REFUSED = dict.fromkeys((".csv", ".tsv", ".xlsx"), "a table: write the photos into a .txt list, one in each line")
+_REFUSED |= dict.fromkeys((".zip", ".tar", ".gz", ".7z", ".rar"), "an archive: unpack it, and name the folder")
 
 # Folders that operating systems and network disks put beside photos, other than hidden ones.
 _OF_SYSTEMS = {"@eaDir", "#recycle", "#snapshot", "@Recycle", "$RECYCLE.BIN", "__MACOSX", "System Volume Information"}

@@ -19,10 +19,8 @@ Job = Mapping[str, Any]
 
 def describe_job(paths: Sequence[Path], network: str, **options: Any) -> Job:
     """What the rows of a job follow from: its photos and network, by their names, sizes and times of change."""
-    photos = hashlib.sha256()
-    for path in paths:
-        photos.update(f"{path}\n{_stamp(path)}\n".encode("utf-8", "surrogatepass"))
-    return {"photos": photos.hexdigest(), "network": [network, _stamp(Path(network))], **options}
+    *photos, described = [(str(path), *_stamp(path)) for path in (*paths, Path(network))]
+    return {"photos": hashlib.sha256(json.dumps(photos).encode()).hexdigest(), "network": described, **options}
 
 
 def _stamp(path: Path) -> list[int]:
@@ -41,10 +39,9 @@ def unfinished_run(runs: Path) -> Path | None:
 def open_part(path: Path, job: Job, resume: bool) -> tuple[IO[bytes], int]:
     """Opens a part to write batches to its end, and returns it with the index of the input that is next.
 
-    Its first line is the job, each other one a batch: batches, since those of a resumed job must be those of one that
-    was never stopped, whose sums are rounded alike. Raises UserError for a part of another job.
+    Its first line is the job, each other one a batch: a resumed job has the batches of one that was never stopped,
+    whose sums are rounded alike. Raises UserError for a part of another job.
     """
-    first = json.dumps(job) + "\n"
     file = path.open("a+b")
     with contextlib.suppress(ImportError):  # of Windows
         import fcntl
@@ -54,20 +51,23 @@ def open_part(path: Path, job: Job, resume: bool) -> tuple[IO[bytes], int]:
         except BlockingIOError:
             raise UserError(f"{path} is being written by another process: wait for it, or stop it.") from None
     file.seek(0)
-    found = file.readline()
+    first = json.dumps(job).encode() + b"\n"
+    wanted, found = json.loads(first), file.readline() or first
     try:
-        before = json.loads(found or first)
-        others = [name for name in {**before, **json.loads(first)} if before.get(name) != json.loads(first).get(name)]
-    except (ValueError, TypeError, AttributeError):
+        before = dict(json.loads(found))
+    except (ValueError, TypeError):
         raise UserError(f"{path} is no part of a table: move it away, or name another --output.") from None
-    if resume and others:
-        raise UserError(f"--resume: {path} is of a job with other {', '.join(others)}: repeat its options, or move it.")
-    index = _keep_whole(file) if resume else 0
-    if not resume and file.readline():
+    index = 0
+    if resume:
+        if others := [name for name in before | wanted if before.get(name) != wanted.get(name)]:
+            named = ", ".join(others)
+            raise UserError(f"--resume: {path} is of a job with other {named}: repeat its options, or move it.")
+        index = _keep_whole(file)
+    elif file.readline():
         raise UserError(f"{path} has rows of a job that was stopped: go on with --resume, or remove it.")
     if not index:
         file.truncate(0)
-        file.write(first.encode())
+        file.write(first)
         file.flush()
     return file, index
 
