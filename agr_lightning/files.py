@@ -63,6 +63,15 @@ def user_path(text: str) -> Path:
     return Path(text if "\0" in text else os.path.expanduser(text))  # noqa: PTH111 (never fails)
 
 
+def stamp(file: str | Path) -> tuple[int, int]:
+    """Size and time of change of a file; zeros where there is none."""
+    try:
+        status = os.stat(file)  # noqa: PTH116 (a Path for each of many files takes as long as its stat)
+    except (OSError, ValueError):  # ValueError: of a name that no file can have
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
 def check_readable(path: Path, option: str) -> None:
     """Raises UserError, with the option that named it, for a file that is missing or cannot be read."""
     try:

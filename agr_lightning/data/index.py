@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from agr_lightning.data.duplicates import THUMBNAIL, find_groups
 from agr_lightning.data.images import CANNOT_BE_READ, ImageError, decode_rgb, read_bytes
-from agr_lightning.files import atomic_folder, atomic_write, cache_folder, usable_cpus, user_path, walk_files
+from agr_lightning.files import atomic_folder, atomic_write, cache_folder, stamp, usable_cpus, user_path, walk_files
 from agr_lightning.labels import MISSING, LabelError, parse_name
 from agr_lightning.messages import UserError
 
@@ -123,34 +123,25 @@ def _read_labels(files: list[str]) -> tuple[pd.DataFrame, dict[str, str]]:
 
 def _scan(folder: Path, files: list[str], stored: Path) -> pd.DataFrame:
     """Looks at the content of each file, or at what an earlier scan found; the columns are ``_SCAN``."""
-    stamps = [(file, *_stamp(f"{folder}/{file}")) for file in files]
+    stamps = [(file, *stamp(f"{folder}/{file}")) for file in files]
     earlier = _load(stored)
     # A file that could not be opened is tried again: permissions change without its time of change.
     rows = (row for row in earlier.itertuples(index=False, name=None) if not row[3].startswith(CANNOT_BE_READ))
     known = {row[:3]: row[3:6] for row in rows}
-    new = [stamp for stamp in stamps if stamp not in known]
+    new = [each for each in stamps if each not in known]
     if not new and len(earlier) == len(files):
         return earlier
     with ThreadPoolExecutor(usable_cpus()) as pool:
-        found = pool.map(lambda stamp: _look(folder / stamp[0]), new)
+        found = pool.map(lambda each: _look(folder / each[0]), new)
         bar = tqdm(found, "Checking images", len(new), unit="image", delay=2, leave=False, disable=None)
         known.update(zip(new, bar, strict=True))
-    scan = pd.DataFrame([(*stamp, *known[stamp], row) for row, stamp in enumerate(stamps)], columns=_SCAN)
+    scan = pd.DataFrame([(*each, *known[each], row) for row, each in enumerate(stamps)], columns=_SCAN)
     images = np.flatnonzero(scan["reason"] == "")
     thumbnails = np.array([*scan["thumbnail"][images]], np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL)
     scan.loc[images, "group"] = images[find_groups(thumbnails, scan["digest"][images])]
     with atomic_write(stored) as output:
         np.savez(output, *(np.array(scan[name].tolist()) for name in _SCAN))
     return scan
-
-
-def _stamp(file: str) -> tuple[int, int]:
-    """Size and time of change."""
-    try:
-        status = os.stat(file)  # noqa: PTH116 (a Path for each of many files takes as long as its stat)
-    except OSError:
-        return (0, 0)
-    return (status.st_size, status.st_mtime_ns)
 
 
 def _look(path: Path) -> tuple[str, str, NDArray[np.uint8]]:

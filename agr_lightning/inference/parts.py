@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from agr_lightning.files import number_of
+from agr_lightning.files import number_of, stamp
 from agr_lightning.messages import UserError
 
 # By column, and the index of the input.
@@ -19,15 +19,8 @@ Job = Mapping[str, Any]
 
 def describe_job(paths: Sequence[Path], network: str, **options: Any) -> Job:
     """What the rows of a job follow from: its photos and network, by their names, sizes and times of change."""
-    *photos, described = [(str(path), *_stamp(path)) for path in (*paths, Path(network))]
+    *photos, described = [(str(path), *stamp(path)) for path in (*paths, Path(network))]
     return {"photos": hashlib.sha256(json.dumps(photos).encode()).hexdigest(), "network": described, **options}
-
-
-def _stamp(path: Path) -> list[int]:
-    with contextlib.suppress(OSError, ValueError):
-        status = path.stat()
-        return [status.st_size, status.st_mtime_ns]
-    return []
 
 
 def unfinished_run(runs: Path) -> Path | None:
