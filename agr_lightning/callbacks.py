@@ -23,9 +23,7 @@ from agr_lightning.checkpoints import SHIPPED
 from agr_lightning.data.splits import SPLITS, write_split
 from agr_lightning.datamodule import PhotoBatch
 from agr_lightning.evaluation.results import make_results, summary
-from agr_lightning.inference.annotate import annotator
-from agr_lightning.inference.parts import describe_job, unfinished_run
-from agr_lightning.inference.predict import Format, Output, named_table, rows_of
+from agr_lightning.inference.predict import Format, Output
 from agr_lightning.inference.predictor import answers
 from agr_lightning.messages import STDOUT, UserError
 from agr_lightning.models.network import Predictions
@@ -255,38 +253,29 @@ class PredictionWriter(Callback):
         if stage != "predict" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         data, folder, ranks = trainer.datamodule, run_folder(trainer), trainer.world_size  # type: ignore[attr-defined]
-        table = named_table(self.output, data.photos_to_predict, self.resume)
+        if folder is None and self.output is None:
+            return
         if self.output == STDOUT and ranks > 1:
             raise UserError("--output - is for one process: name a file, or use --trainer.devices 1.")
-        if table is None and folder is not None:
-            stopped = unfinished_run(folder.parent) if self.resume else None
-            table = (stopped or folder) / files.PREDICTIONS_FILES[self.format]
-        if table is None:
-            return
-        data.keep_pictures = self.annotate is not None
-        self._copies = None if self.annotate is None else annotator(self.annotate, data.photos_to_predict)
+        rows = Output(data.photos_to_predict, self.format, self.annotate, self.output, self.resume)
+        options = {"batch_size": data.hparams["batch_size"], "precision": trainer.precision}
+        options |= {"tta_flip": pl_module.hparams.get("tta_flip"), **asdict(data.photo_options)}
         network = str(trainer.ckpt_path or getattr(pl_module, "loaded_from", ""))
-        options = {"annotate": self.annotate, "precision": trainer.precision, **asdict(data.photo_options)}
-        options["tta_flip"] = pl_module.hparams.get("tta_flip")
-        job = describe_job(data.photos_to_predict, network, batch_size=data.hparams["batch_size"], **options)
-        self._rows = Output(table, self.format, job, self.resume, trainer.global_rank, ranks)
-        data.first_to_predict = self._rows.first
+        rows.open(folder, network, trainer.global_rank, ranks, **options)
+        data.keep_pictures, data.first_to_predict, self._rows = self.annotate is not None, rows.first, rows
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
         if self._rows is not None and isinstance(batch, PhotoBatch) and isinstance(outputs, Predictions):
-            self._rows.write(rows_of(batch.photos, answers(outputs.arrays()), self._copies))
+            self._rows.write(batch.photos, answers(outputs.arrays()))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._rows is not None:
-            self._rows.close(stopped=True)
+            self._rows.stop()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rows, self._rows = self._rows, None
-        if rows is None:
-            return
-        rows.close()
         trainer.strategy.barrier()
-        if trainer.is_global_zero:
-            rows.join(len(trainer.datamodule.photos_to_predict))  # type: ignore[attr-defined]
+        if rows is not None and trainer.is_global_zero:
+            rows.join()

@@ -162,9 +162,8 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         rank, ranks = self._rank(len(self.photos_to_predict))
         size, of_cards = self.hparams["image_size"], bool(self.hparams["synthetic"])
         reader = PhotoReader(self.photo_options, size, self.keep_pictures, of_cards)
-        inputs = [
-            each for each in list(enumerate(self.photos_to_predict))[rank::ranks] if each[0] >= self.first_to_predict
-        ]
+        mine = list(enumerate(self.photos_to_predict))[rank::ranks]
+        inputs = [(index, path) for index, path in mine if index >= self.first_to_predict]
         for photos in photo_batches(inputs, reader, self.hparams["batch_size"]):
             faces = np.concatenate([photo.crops for photo in photos])
             yield PhotoBatch(torch.from_numpy(faces).permute(0, 3, 1, 2), photos)

@@ -97,7 +97,7 @@ for key, upload in zip(keys, uploads, strict=True):
     if not with_race:
         answers = [dataclasses.replace(answer, races=None) for answer in answers]
     show(upload.name, photo, answers)
-    table.write(rows_of([photo], answers))
+    table.write(rows_of(photo, answers))
 if uploads:
     st.download_button("Download the table", csv.getvalue(), "predictions.csv", "text/csv")
 with st.expander("What this is for, and what not", expanded=not uploads):

@@ -17,9 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 from agr_lightning.files import PREDICTIONS_FILES, RUNS_FOLDER, atomic_write, reserve_run, user_path
-from agr_lightning.inference.annotate import Annotator, annotator
+from agr_lightning.inference.annotate import annotator
 from agr_lightning.inference.inputs import find_photos
-from agr_lightning.inference.parts import Job, Row, describe_job, open_part, read_part, unfinished_run
+from agr_lightning.inference.parts import Row, describe_job, open_part, read_part, unfinished_run
 from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader, photo_batches
 from agr_lightning.inference.predictor import OUTPUTS, Answer, Predictor
 from agr_lightning.labels import GENDERS, RACES
@@ -79,33 +79,26 @@ def predict(
         raise UserError(f"--data.batch_size {data.batch_size} must be 1 or more.")
     with stdout_for(output):
         paths = find_photos(data.predict_path)
-        table = named_table(output, paths, resume)
-        copies = None if annotate is None else annotator(annotate, paths)
+        rows = Output(paths, format, annotate, output, resume)
         predictor = Predictor.load(ckpt_path)
         reader = PhotoReader(options, predictor.image_size, annotate is not None, predictor.of_cards)
         _log.info(f"Network      {predictor.source}")
         _log.info(f"Faces        {reader.description}")
-        if table is None:
-            stopped = unfinished_run(Path(RUNS_FOLDER)) if resume else None
-            run = stopped or Path(RUNS_FOLDER, f"version_{reserve_run(Path())}")
-            table = run / PREDICTIONS_FILES[format]
-        job = describe_job(paths, predictor.source, batch_size=data.batch_size, annotate=annotate, **asdict(options))
-        rows = Output(table, format, job, resume)
+        rows.open(None, predictor.source, batch_size=data.batch_size, **asdict(options))
         try:
             with tqdm(total=len(paths), initial=rows.first, desc="Predicting", unit="photo", disable=None) as bar:
                 for batch in photo_batches(list(enumerate(paths))[rows.first :], reader, data.batch_size):
-                    answers = predictor(np.concatenate([photo.crops for photo in batch]), data.batch_size)
-                    rows.write(rows_of(batch, answers, copies))
+                    crops = np.concatenate([photo.crops for photo in batch])
+                    rows.write(batch, predictor(crops, data.batch_size))
                     bar.set_postfix_str(batch[-1].place)
                     bar.update(batch[-1].index + 1 - bar.n)
         except BaseException:
-            rows.close(stopped=True)
+            rows.stop()
             raise
-        rows.close()
-        rows.join(len(paths))
+        rows.join()
 
 
-def named_table(output: str | None, inputs: Sequence[Path], resume: bool) -> Path | None:
+def _named_table(output: str | None, inputs: Sequence[Path], resume: bool) -> Path | None:
     """The table that ``--output`` names, if it does; raises UserError where it cannot be written."""
     if output is None:
         return None
@@ -124,7 +117,7 @@ def named_table(output: str | None, inputs: Sequence[Path], resume: bool) -> Pat
     return table
 
 
-def _rows(photo: Photo, answers: Sequence[Answer]) -> Iterator[Row]:
+def rows_of(photo: Photo, answers: Sequence[Answer]) -> Iterator[Row]:
     """The rows of a photo, from the answers for its faces: one for each, or one that says why there is none."""
     common: Row = {"index": photo.index, "path": str(photo.path), "status": "ok"}
     if photo.seconds is not None:
@@ -145,40 +138,50 @@ def _rows(photo: Photo, answers: Sequence[Answer]) -> Iterator[Row]:
         yield row
 
 
-def rows_of(photos: Iterable[Photo], answers: Iterable[Answer], annotate: Annotator | None = None) -> list[Row]:
-    """The rows of photos, from the answers for the faces of all of them; writes annotated copies too."""
-    found, rows = iter(answers), list[Row]()
-    for photo in photos:
-        of_photo = photo.answers(found)
-        rows += _rows(photo, of_photo)
-        if annotate is not None:
-            annotate(photo, of_photo)
-    return rows
-
-
 class Output:
     """Where the rows of a job go as they are made: to a part of the table, for each of its processes, or to stdout.
 
-    The ending of the table is its format; ``format`` is that of stdout. ``first`` is the input to begin with.
+    The arguments are those of ``predict``, and raise UserError where nothing could be written. ``first`` is the input
+    to begin with, once it is open.
     """
 
     def __init__(
-        self, table: Path, format: Format, job: Job, resume: bool = False, rank: int = 0, ranks: int = 1
+        self, paths: Sequence[Path], format: Format, annotate: str | None, output: str | None, resume: bool
     ) -> None:
-        self.first, self._table, self._stdout = 0, table, str(table) == STDOUT
-        self._parts = [table.with_suffix(f".part{number}") for number in range(ranks)]
+        self.first, self._paths, self._format, self._resume = 0, paths, format, resume
+        self._table, self._stdout = _named_table(output, paths, resume), output == STDOUT
+        self._annotate, self._copies = annotate, None if annotate is None else annotator(annotate, paths)
+
+    def open(self, run: Path | None, network: str, rank: int = 0, ranks: int = 1, **options: Any) -> None:
+        """Opens the part of this process, one of ``ranks``; raises UserError where the job is not that of the part.
+
+        A table without a name is in ``run``, or in the next run folder where that is None.
+        """
         if self._stdout:
-            self._rows = TableWriter(open(1, "wb", closefd=False), format)  # noqa: SIM115 (not sys.stdout)
+            self._part: IO[bytes] = open(1, "wb", closefd=False)  # noqa: SIM115 (not sys.stdout)
+            self._rows = TableWriter(self._part, self._format)
             return
+        if self._table is None:
+            runs = Path(RUNS_FOLDER) if run is None else run.parent
+            stopped = unfinished_run(runs) if self._resume else None
+            self._table = (stopped or run or runs / f"version_{reserve_run(Path())}") / PREDICTIONS_FILES[self._format]
+        self._parts = [self._table.with_suffix(f".part{number}") for number in range(ranks)]
+        job = describe_job(self._paths, network, annotate=self._annotate, processes=ranks, **options)
         try:
-            self._part, self.first = open_part(self._parts[rank], {**job, "processes": ranks}, resume)
+            self._part, self.first = open_part(self._parts[rank], job, self._resume)
         except OSError as error:
-            raise UserError(f"{table} cannot be written: {error.strerror}.") from None
-        if resume:
+            raise UserError(f"{self._table} cannot be written: {error.strerror}.") from None
+        if self._resume:
             _log.info(f"Resumed      {self.first:,} inputs were done")
 
-    def write(self, rows: Sequence[Row]) -> None:
-        """Writes the rows of a batch, which outlive this process."""
+    def write(self, photos: Sequence[Photo], answers: Sequence[Answer]) -> None:
+        """Writes the rows of a batch, which outlive this process, and its annotated copies."""
+        found, rows = iter(answers), list[Row]()
+        for photo in photos:
+            of_photo = photo.answers(found)
+            rows += rows_of(photo, of_photo)
+            if self._copies is not None:
+                self._copies(photo, of_photo)
         if self._stdout:
             self._rows.write(rows)
             return
@@ -188,18 +191,21 @@ class Output:
         except OSError as error:
             raise OSError(error.errno, error.strerror, self._part.name) from None
 
-    def close(self, stopped: bool = False) -> None:
-        """Ends the part of this process; where it was stopped, says that the part can be resumed."""
+    def stop(self) -> None:
+        """Gives up the part of this process, and says that it can be resumed."""
         if not self._stdout:
-            if stopped:
-                _log.info(f"Stopped      rows so far are in {self._part.name}: --resume goes on with them")
+            _log.info(f"Stopped      rows so far are in {self._part.name}: --resume goes on with them")
             with contextlib.suppress(OSError):  # of a full disk; all else is written
                 self._part.close()
 
-    def join(self, inputs: int) -> None:
+    def join(self) -> None:
         """Makes the table of all parts; raises UserError, when it is there, if none of the inputs was read."""
+        assert self._table is not None
+        self._part.close()
         counts = self._rows.counts if self._stdout else join_parts(self._parts, self._table)
-        _log.info(f"{inputs:,} inputs: {', '.join(f'{count:,} {status}' for status, count in counts.items())}")
+        _log.info(
+            f"{len(self._paths):,} inputs: {', '.join(f'{count:,} {status}' for status, count in counts.items())}"
+        )
         _log.info(f"Predictions  {self._table}")
         if set(counts) == {"unreadable"}:
             raise UserError(f"no input could be read: the column reason of {self._table} says why.")
