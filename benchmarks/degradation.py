@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from score import score, unseen
 
-from agr_lightning.data.images import decode_rgb, resize
+from agr_lightning.data.images import decode_photo, resize
 from agr_lightning.inference.predictor import Predictor
 
 Image = NDArray[np.uint8]
@@ -26,7 +26,7 @@ def blurred(image: Image, sigma: float) -> Image:
 
 def compressed(image: Image, quality: int) -> Image:
     PillowImage.fromarray(image).save(content := io.BytesIO(), "JPEG", quality=quality)
-    return decode_rgb(content.getvalue())
+    return decode_photo(content.getvalue())[0]
 
 
 def shrunk(image: Image, side: int) -> Image:

@@ -12,14 +12,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from agr_lightning.data import images
-from agr_lightning.data.images import ImageError, decode_photo, decode_rgb, read_rgb
+from agr_lightning.data.images import ImageError, decode_photo, read_rgb
 from agr_lightning.inference.photos import PhotoOptions, PhotoReader
 from tests.drawn_face import draw_photo
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+
+
+def decode_rgb(content: bytes, draft: int | None = None) -> NDArray[np.uint8]:
+    return decode_photo(content, draft)[0]
 
 
 def _encode(image: Image.Image, kind: str, **options: object) -> bytes:

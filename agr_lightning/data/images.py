@@ -48,9 +48,6 @@ _MORE_DATA = [
     for bits, first in ((b"\x5a\xa5", 0), (b"\xe3\x1c", 4))
 ]
 
-# How EXIF begins in a JPEG.
-_EXIF = b"Exif\0\0"
-
 # How the reason begins where the file could not be opened at all.
 CANNOT_BE_READ = "cannot be read"
 
@@ -66,7 +63,7 @@ def read_rgb(path: str | Path) -> NDArray[np.uint8]:
     transparent pixels become white, unless all are; of an animation the first frame is taken; a JPEG above MAX_PIXELS
     has half its size. Raises ImageError, with the reason, for anything that is not a whole, decodable image.
     """
-    return decode_rgb(read_bytes(path))
+    return decode_photo(read_bytes(path))[0]
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -86,29 +83,24 @@ def open_file(path: str | Path) -> BinaryIO:
         return Path(path).open("rb")
 
 
-def decode_rgb(content: bytes, draft: int | None = None) -> NDArray[np.uint8]:
-    """Decodes the content of an image file, as ``read_rgb`` does.
+def decode_photo(content: bytes, draft: int | None = None) -> tuple[NDArray[np.uint8], int]:
+    """What ``read_rgb`` returns, of the content of a file, and how many pixels of that one of its is wide, 1 or 2.
 
     With a ``draft``, a JPEG may be decoded at a fraction of its size, no side below this many pixels.
     """
-    return decode_photo(content, draft)[0]
-
-
-def decode_photo(content: bytes, draft: int | None = None) -> tuple[NDArray[np.uint8], int]:
-    """What ``decode_rgb`` returns, and how many pixels of the file one of its is wide: 2 above MAX_PIXELS, else 1."""
     with _reasons():
         image, exif, factor = _load(content, draft)
         rgb = _rgb(image)
         del image  # of four bytes a pixel
-        return _upright(rgb, _orientation(exif)), factor
+        return _upright(rgb, exif), factor
 
 
 def _without_metadata(content: bytes) -> tuple[bytes, bytes]:
     """A JPEG or PNG without what Pillow stumbles over though no pixel needs it, and its EXIF."""
     if content.startswith(b"\xff\xd8\xff"):
-        start = content.find(_EXIF, 0, content.find(b"\xff\xda"))  # before the scan: of this picture
+        start = content.find(b"Exif\0\0", 0, content.find(b"\xff\xda"))  # before the scan: of this picture
         exif = content[start : start + 65536] if start > 0 else b""
-        for name in (_EXIF, b"ICC_PROFILE\0", b"Photoshop 3.0\0"):
+        for name in (b"Exif\0\0", b"ICC_PROFILE\0", b"Photoshop 3.0\0"):
             content = content.replace(name, bytes(len(name)))  # unknown segments are passed over
         return content, exif
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -181,21 +173,16 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     return rgb
 
 
-def _orientation(exif: bytes) -> int:
-    """What EXIF says, however damaged the rest of it is; 1, upright, where it says nothing."""
-    found = Image.Exif()
+def _upright(rgb: NDArray[np.uint8], exif: bytes) -> NDArray[np.uint8]:
+    """Mirrors and turns a photo by the orientation in its EXIF, however damaged the rest of that is."""
+    found, orientation = Image.Exif(), 1
     with contextlib.suppress(Exception):
         found.load(exif)
-        return int(found.get(0x0112, 1))
-    return 1
-
-
-def _upright(rgb: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Mirrors and turns a photo by EXIF's orientation, 2 to 8; others change nothing."""
+        orientation = int(found.get(0x0112, 1))
     if 5 <= orientation <= 8:
         rgb = np.asarray(cv2.transpose(rgb), np.uint8)
     axis = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
-    return rgb if axis is None else np.asarray(cv2.flip(rgb, axis), np.uint8)
+    return rgb if axis is None else np.asarray(cv2.flip(rgb, axis, rgb), np.uint8)  # in place
 
 
 def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

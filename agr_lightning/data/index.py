@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from agr_lightning.data.duplicates import THUMBNAIL, find_groups
-from agr_lightning.data.images import CANNOT_BE_READ, ImageError, decode_rgb, read_bytes
+from agr_lightning.data.images import CANNOT_BE_READ, ImageError, decode_photo, read_bytes
 from agr_lightning.files import atomic_folder, atomic_write, cache_folder, stamp, usable_cpus, user_path, walk_files
 from agr_lightning.labels import MISSING, LabelError, parse_name
 from agr_lightning.messages import UserError
@@ -148,7 +148,7 @@ def _look(path: Path) -> tuple[str, str, NDArray[np.uint8]]:
     """Why a file is no image, digest, and thumbnail."""
     try:
         content = read_bytes(path)
-        rgb = decode_rgb(content, draft=2 * THUMBNAIL)
+        rgb = decode_photo(content, draft=2 * THUMBNAIL)[0]
     except ImageError as error:
         return str(error), "", np.zeros((THUMBNAIL, THUMBNAIL), np.uint8)
     gray = Image.fromarray(rgb).convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
