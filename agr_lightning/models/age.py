@@ -40,9 +40,6 @@ class AgeRegression(nn.Linear):
         """Years, ``(batch,)``: what ``forward`` returned."""
         return output
 
-    def logit_below(self, output: Tensor, age: int) -> None:
-        """None: there is no probability to read out."""
-
 
 class AgeDistribution(nn.Linear):
     """A softmax over the years 0 to 116; the age is its mean or its median."""

@@ -123,8 +123,8 @@ class AGRNetwork(nn.Module):
         low, high = (None, None) if age is None else fitted.age_interval(age)
         gender = (outputs["gender"] / fitted.gender_temperature).softmax(1) if "gender" in outputs else None
         race = (outputs["race"] / fitted.race_temperature).softmax(1) if "race" in outputs else None
-        logit = self.heads["age"].logit_below(outputs["age"], ADULT) if "age" in outputs else None  # type: ignore[operator]
-        under_18 = None if logit is None else fitted.prob_under_18(logit)
+        logit_below = getattr(self.heads["age"], "logit_below", None) if "age" in outputs else None
+        under_18 = None if logit_below is None else fitted.prob_under_18(logit_below(outputs["age"], ADULT))
         return Predictions(age, low, high, gender, race, under_18)
 
     def years(self, output: Tensor) -> Tensor:
