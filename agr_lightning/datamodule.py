@@ -110,7 +110,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         )
         self.photo_options = photos
         self.photos_to_predict: list[Path] = []  # all inputs, in order
-        self.first_to_predict = 0  # those before it are done
+        self.first_to_predict = 0  # of this process; those before it are done
         self.keep_pictures = False  # of the photos to predict, to be annotated
         self._indexes: dict[SplitName, Index] = {}
         self._splits: dict[SplitName, pd.DataFrame] = {}
@@ -162,8 +162,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         rank, ranks = self._rank(len(self.photos_to_predict))
         size, of_cards = self.hparams["image_size"], bool(self.hparams["synthetic"])
         reader = PhotoReader(self.photo_options, size, self.keep_pictures, of_cards)
-        mine = list(enumerate(self.photos_to_predict))[rank::ranks]
-        inputs = [(index, path) for index, path in mine if index >= self.first_to_predict]
+        inputs = list(enumerate(self.photos_to_predict))[max(rank, self.first_to_predict) :: ranks]
         for photos in photo_batches(inputs, reader, self.hparams["batch_size"]):
             faces = np.concatenate([photo.crops for photo in photos])
             yield PhotoBatch(torch.from_numpy(faces).permute(0, 3, 1, 2), photos)

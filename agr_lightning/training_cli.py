@@ -165,8 +165,7 @@ class AGRCommandLine(LightningCLI):
             run = self.trained.path.resolve().parents[1]
             version = files.number_of(run) if run.parent == (self.root / files.RUNS_FOLDER).resolve() else None
         if self.command == "predict" and self.config.resume and self.config.output is None:
-            stopped = unfinished_run(self.root / files.RUNS_FOLDER)
-            version = None if stopped is None else files.number_of(stopped)
+            version = files.number_of(unfinished_run(self.root / files.RUNS_FOLDER) or Path())
         if version is None and getattr(rank_zero_only, "rank", 0) == 0:
             version = files.reserve_run(self.root)
         return TensorBoardLogger(self.root.resolve(), files.RUNS_FOLDER, version, default_hp_metric=False)

@@ -96,12 +96,11 @@ def fit_temperature(probabilities: NDArray[np.float64], labels: NDArray[Any]) ->
     logits = np.log(np.maximum(probabilities[known], 1e-30))
     rows, target = np.arange(known.sum()), labels[known]
 
-    def cost(log_temperature: float) -> float:
-        scaled = logits / math.exp(log_temperature)
-        top = scaled.max(1)
-        return float((np.log(np.exp(scaled - top[:, None]).sum(1)) + top - scaled[rows, target]).mean())
-
     from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    def cost(log_temperature: float) -> float:
+        return -float(log_softmax(logits / math.exp(log_temperature), 1)[rows, target].mean())
 
     return math.exp(minimize_scalar(cost, bounds=(math.log(0.05), math.log(20)), method="bounded").x)
 
