@@ -91,7 +91,11 @@ def cache_folder(cache_dir: str | None) -> Path:
 def walk_files(folder: Path) -> Iterator[str]:
     """Paths below ``folder`` of all files in it, through links too, each real folder once; says what it cannot read."""
     seen = set()
-    for parent, folders, files in os.walk(folder, onerror=_say_unreadable, followlinks=True):
+
+    def say(error: OSError) -> None:
+        _log.warning(f"{error.filename} cannot be read, and is left out: {error.strerror}.")
+
+    for parent, folders, files in os.walk(folder, onerror=say, followlinks=True):
         status = Path(parent).stat()
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
@@ -101,10 +105,6 @@ def walk_files(folder: Path) -> Iterator[str]:
         below = "" if Path(parent) == folder else f"{Path(parent).relative_to(folder).as_posix()}/"
         for file in files:
             yield below + file
-
-
-def _say_unreadable(error: OSError) -> None:
-    _log.warning(f"{error.filename} cannot be read, and is left out: {error.strerror}.")
 
 
 @contextlib.contextmanager

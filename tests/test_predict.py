@@ -308,14 +308,14 @@ def test_names_that_spreadsheets_would_run_or_tear_apart() -> None:
 
 
 def test_names_are_as_they_are_in_json() -> None:
-    names = ["=a\rb", os.fsdecode(b"\xff"), "\ud800", "é" * 125]
+    names = ["=a\rb", os.fsdecode(b"\xff"), "é" * 125]
     table = TableWriter(buffer := io.BytesIO(), "jsonl")
     table.write([_row(number, path=name) for number, name in enumerate(names)])
     assert [json.loads(line)["path"] for line in buffer.getvalue().splitlines()] == names
-    assert table.counts == {"ok": 4}
+    assert table.counts == {"ok": 3}
     TableWriter(buffer := io.BytesIO(), "csv").write([_row(0, path=name) for name in names[1:]])
     written = [line.split(b",")[0] for line in buffer.getvalue().splitlines()[1:]]
-    assert written == [b"\xff", b"\\ud800", names[3].encode()]
+    assert written == [b"\xff", names[2].encode()]
 
 
 # ---------------------------------------------------------------------- files

@@ -19,7 +19,8 @@ VIDEO_EXTENSIONS = frozenset(
 
 # What files that are named in place of photos are, and the cure.
 _REFUSED = dict.fromkeys((".csv", ".tsv", ".xlsx"), "a table: write the photos into a .txt list, one in each line")
-_REFUSED |= dict.fromkeys((".zip", ".tar", ".gz", ".7z", ".rar"), "an archive: unpack it, and name the folder")
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
+_REFUSED |= dict.fromkeys(_ARCHIVES, "an archive: unpack it, and name the folder")
 
 # Folders that operating systems and network disks put beside photos, other than hidden ones.
 _OF_SYSTEMS = {"@eaDir", "#recycle", "#snapshot", "@Recycle", "$RECYCLE.BIN", "__MACOSX", "System Volume Information"}

@@ -203,9 +203,8 @@ class Output:
         assert self._table is not None
         self._part.close()
         counts = self._rows.counts if self._stdout else join_parts(self._parts, self._table)
-        _log.info(
-            f"{len(self._paths):,} inputs: {', '.join(f'{count:,} {status}' for status, count in counts.items())}"
-        )
+        counted = ", ".join(f"{count:,} {status}" for status, count in counts.items())
+        _log.info(f"{len(self._paths):,} inputs: {counted}")
         _log.info(f"Predictions  {self._table}")
         if set(counts) == {"unreadable"}:
             raise UserError(f"no input could be read: the column reason of {self._table} says why.")
@@ -234,11 +233,7 @@ class TableWriter:
         self._file.flush()
 
     def _write_line(self, text: str) -> None:
-        line = text.removesuffix("\r\n") + "\n"
-        try:
-            self._file.write(line.encode("utf-8", "surrogateescape"))
-        except UnicodeEncodeError:  # half a character, which no file's name has, but a list may
-            self._file.write(line.encode("utf-8", "backslashreplace"))
+        self._file.write(text.removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n")
 
 
 def join_parts(parts: Sequence[Path], table: Path) -> Counter[str]:
