@@ -13,9 +13,8 @@ from agr_lightning.messages import UserError
 
 _log = logging.getLogger(__name__)
 
-VIDEO_EXTENSIONS = frozenset(
-    (".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".ogv", ".wmv", ".flv", ".mpg", ".mpeg", ".ts", ".mts")
-) | {".m2ts"}
+VIDEO_EXTENSIONS = frozenset((".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".ogv", ".wmv", ".flv"))
+VIDEO_EXTENSIONS |= {".mpg", ".mpeg", ".ts", ".mts", ".m2ts"}
 
 # What files that are named in place of photos are, and the cure.
 _REFUSED = dict.fromkeys((".csv", ".tsv", ".xlsx"), "a table: write the photos into a .txt list, one in each line")

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,11 +13,8 @@ from agr_lightning.messages import UserError
 # By column, and the index of the input.
 Row = dict[str, str | int | float]
 
-# What was asked for, by names that a message can show; of values that JSON has.
-Job = Mapping[str, Any]
 
-
-def describe_job(paths: Sequence[Path], network: str, **options: Any) -> Job:
+def describe_job(paths: Sequence[Path], network: str, **options: Any) -> dict[str, Any]:
     """What the rows of a job follow from: its photos and network, by their names, sizes and times of change."""
     *photos, described = [(str(path), *stamp(path)) for path in (*paths, Path(network))]
     return {"photos": hashlib.sha256(json.dumps(photos).encode()).hexdigest(), "network": described, **options}
@@ -29,11 +26,11 @@ def unfinished_run(runs: Path) -> Path | None:
     return max(stopped, key=lambda run: number_of(run) or 0, default=None)
 
 
-def open_part(path: Path, job: Job, resume: bool) -> tuple[IO[bytes], int]:
+def open_part(path: Path, job: dict[str, Any], resume: bool) -> tuple[IO[bytes], int]:
     """Opens a part to write batches to its end, and returns it with the index of the input that is next.
 
     Its first line is the job, each other one a batch: a resumed job has the batches of one that was never stopped,
-    whose sums are rounded alike. Raises UserError for a part of another job.
+    whose sums are rounded alike. Raises UserError for a part of another job, and says by what names they differ.
     """
     file = path.open("a+b")
     with contextlib.suppress(ImportError):  # of Windows
