@@ -73,8 +73,7 @@ def _box(image: Image, right: float, down: float, scale: float) -> Image:
 
 
 def _scaled(face: Face, margin: float) -> Face:
-    middle = (face.corners[1] + face.corners[2]) / 2
-    return Face(middle + margin * (face.corners - middle))
+    return Face(face.middle + margin * (face.corners - face.middle))
 
 
 def _in_a_picture(image: Image, seed: int) -> tuple[Image, Face]:

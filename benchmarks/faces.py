@@ -130,7 +130,7 @@ def _search(kind: Kind, crops: list[Image], backgrounds: list[Path], detector: D
 
 
 def _same(face: Face, other: Face) -> bool:
-    distance = np.hypot(*(face.corners[1] + face.corners[2] - other.corners[1] - other.corners[2])) / 2
+    distance = np.hypot(*(face.middle - other.middle))
     return bool(distance < 0.35 * face.side and 0.5 < other.side / face.side < 1.6)
 
 

@@ -155,8 +155,8 @@ def test_tilted_faces_are_turned_upright(angle: int) -> None:
 
 
 def test_landmarks_at_their_usual_places_give_the_usual_square() -> None:
-    assert align(_LANDMARKS * 80 + (10, 20)).corners == pytest.approx(np.array([[10, 20], [90, 20], [10, 100]]))
-    mirrored = align(_LANDMARKS[[1, 0, 2, 4, 3]])
+    usual, mirrored = align(np.array([_LANDMARKS * 80 + (10, 20), _LANDMARKS[[1, 0, 2, 4, 3]]]), np.ones(2))
+    assert usual.corners == pytest.approx(np.array([[10, 20], [90, 20], [10, 100]]))
     assert np.isfinite(mirrored.corners).all()  # nobody's face; but never an error
 
 

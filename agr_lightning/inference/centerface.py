@@ -63,8 +63,7 @@ def centerface(photo: Pixels, smallest: float) -> list[Face]:
 
 
 def _touch(face: Face, other: Face) -> bool:
-    distance = np.hypot(*(face.corners[1] + face.corners[2] - other.corners[1] - other.corners[2])) / 2
-    return bool(distance < (face.side + other.side) / 2)
+    return bool(np.hypot(*(face.middle - other.middle)) < (face.side + other.side) / 2)
 
 
 def _turns(photo: Pixels, best: Face | None) -> int:
@@ -73,7 +72,7 @@ def _turns(photo: Pixels, best: Face | None) -> int:
         return 0
     view = shrink(photo, min(1.0, _OVERVIEW / max(photo.shape[:2])))
     if best is not None and _probability(best) >= _LIKELY:
-        x, y = (best.corners[1] + best.corners[2]) / 2
+        x, y = best.middle
         view = square(x, y, 2 * best.side).crop(photo, 4 * _LEAST)
     found = [_detect(np.rot90(view, turns))[1].max(initial=0) for turns in range(4)]
     turns = int(np.argmax(found))
@@ -93,11 +92,8 @@ def _distinct(faces: list[Face]) -> list[Face]:
 def _search(photo: Pixels, smallest: float) -> list[Face]:
     """All that may be faces in an upright photo, each several times."""
     found = [one for level in _levels(photo, smallest) for one in level]
-    return [
-        align(points, float(probability))
-        for probabilities, landmarks in found
-        for probability, points in zip(probabilities, landmarks, strict=True)
-    ]
+    probabilities, landmarks = (np.concatenate(part) for part in zip(*found, strict=True))
+    return align(landmarks, probabilities)
 
 
 def _levels(photo: Pixels, smallest: float) -> Iterator[Iterator[tuple[Points, Points]]]:
@@ -158,13 +154,14 @@ def open_network() -> Any:
     return open_session(_SHAPE.sub(_FREE, content))
 
 
-def align(points: Points, probability: float | None = None) -> Face:
-    """The square of a face from its landmarks ``(5, 2)``: the least-squares similarity from the usual places."""
+def align(points: Points, probabilities: Points) -> list[Face]:
+    """The squares of faces from their landmarks ``(faces, 5, 2)``: least-squares similarities from the usual places."""
     # As complex numbers, a similarity is z -> turn z + shift.
     usual, found = _LANDMARKS @ (1, 1j), points @ (1, 1j)
-    turn, shift = np.linalg.lstsq(np.stack([usual, np.ones(5)], 1), found, rcond=None)[0]
-    return Face(_plane(shift + turn * np.array([0, 1, 1j])), probability)
+    turn, shift = np.linalg.lstsq(np.stack([usual, np.ones(5)], 1), found.T, rcond=None)[0]
+    corners = _plane(shift[:, None] + turn[:, None] * np.array([0, 1, 1j]))
+    return [Face(*one) for one in zip(corners, probabilities.tolist(), strict=True)]
 
 
 def _plane(points: NDArray[np.complex128]) -> Points:
-    return np.stack([points.real, points.imag], 1)
+    return np.stack([points.real, points.imag], -1)

@@ -48,9 +48,14 @@ class Face:
         return float(np.hypot(*(self.corners[1] - self.corners[0])))
 
     @property
+    def middle(self) -> Points:
+        """Of the square, ``(x, y)`` in the photo."""
+        return np.asarray((self.corners[1] + self.corners[2]) / 2)
+
+    @property
     def box(self) -> Box:
         """The upright square around the same middle."""
-        left, top = (self.corners[1] + self.corners[2]) / 2 - self.side / 2
+        left, top = self.middle - self.side / 2
         return Box(round(left), round(top), round(self.side), round(self.side), self.probability)
 
     def crop(self, photo: Pixels, size: int) -> Pixels:
