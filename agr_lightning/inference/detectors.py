@@ -14,6 +14,9 @@ from agr_lightning.inference.faces import Face, Pixels, shrink, square
 
 DetectorName = Literal["auto", "centerface", "haar", "none"]
 
+# Side of the smallest face where none is asked for, pixels.
+_SMALLEST = 30
+
 # A UTKFace crop is Haar's box, moved down by this share of its side. Photos are searched at this size at most, longer
 # side in pixels. Haar needs to see where a head ends: a photo without a face, or with one that takes more than the
 # first share of its shorter side, is searched again with the second share of it added around.
@@ -21,7 +24,7 @@ _HAAR_SHIFT, _HAAR_SIZE = 0.095, 1280
 _TIGHT, _MARGIN = 0.6, 0.3
 
 # The faces of a photo with sides of so many pixels or more.
-Detector = Callable[[Pixels, float], list[Face]]
+Detector = Callable[[Pixels, float | None], list[Face]]
 
 
 def build_detector(name: DetectorName) -> Detector | None:
@@ -45,23 +48,24 @@ def find_faces(
     Args:
         detector: what finds them.
         photo: RGB, uint8 ``(height, width, 3)``.
-        smallest: side of the smallest face, pixels; None for 30, or a fortieth of the longer side of a larger photo.
+        smallest: side of the smallest face, pixels; None for 30 in photos with such small faces, and for a 26th of the
+            longer side in others.
         largest: how many at most; None for all.
         confidence: the least ``probability`` of a face, where the detector says it.
     """
-    side = max(30, max(photo.shape[:2]) / 40) if smallest is None else smallest
-    faces = [face for face in detector(photo, side) if face.probability is None or face.probability >= confidence]
-    return sorted((face for face in faces if face.side >= side), key=lambda face: -face.side)[:largest]
+    faces = [face for face in detector(photo, smallest) if face.probability is None or face.probability >= confidence]
+    least = _SMALLEST if smallest is None else smallest
+    return sorted((face for face in faces if face.side >= least), key=lambda face: -face.side)[:largest]
 
 
-def haar(photo: Pixels, smallest: float) -> list[Face]:
+def haar(photo: Pixels, smallest: float | None = None) -> list[Face]:
     """OpenCV's Haar cascade: light, for frontal and upright faces.
 
     Source: Viola and Jones, "Rapid Object Detection Using a Boosted Cascade of Simple Features", CVPR 2001.
     """
     searched = shrink(photo, min(1.0, _HAAR_SIZE / max(photo.shape[:2])))
     exact, shorter = np.divide(photo.shape[1::-1], searched.shape[1::-1]), min(searched.shape[:2])
-    least = max(20, int(smallest / exact.max()))
+    least = max(20, int((smallest or _SMALLEST) / exact.max()))
     found = _haar(searched, least)
     if max((face.side for face in found), default=math.inf) > _TIGHT * shorter:
         margin = math.ceil(_MARGIN * shorter)

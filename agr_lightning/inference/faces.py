@@ -87,4 +87,10 @@ def square(x: float, y: float, side: float) -> Face:
 def shrink(photo: Pixels, scale: float) -> Pixels:
     """The photo at this share of its size, 1 or less."""
     shape = (max(1, round(photo.shape[1] * scale)), max(1, round(photo.shape[0] * scale)))
+    while 2 * shape[0] <= photo.shape[1] and 2 * shape[1] <= photo.shape[0]:
+        # By halves, which takes an eighth of the time; of an odd side, a pixel goes.
+        half = (photo.shape[1] // 2, photo.shape[0] // 2)
+        photo = np.asarray(
+            cv2.resize(photo[: 2 * half[1], : 2 * half[0]], half, interpolation=cv2.INTER_AREA), np.uint8
+        )
     return np.asarray(cv2.resize(photo, shape, interpolation=cv2.INTER_AREA), np.uint8)

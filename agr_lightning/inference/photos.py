@@ -40,7 +40,8 @@ class PhotoOptions:
         faces: what finds them: centerface turns tilted faces upright, haar is lighter and for frontal faces, none takes
             each photo as one face crop; auto is centerface where it is installed, and otherwise haar.
         largest: how many of a photo, the largest first; null for all.
-        min_size: side of the smallest face, pixels; null for 30, or a fortieth of the longer side of a larger photo.
+        min_size: side of the smallest face, pixels; null for 30 in photos with such small faces, and for a 26th of the
+            longer side in others.
         min_confidence: least face_probability of a face, 0 to 1.
         every: seconds between the frames of a video.
     """
@@ -48,7 +49,7 @@ class PhotoOptions:
     faces: DetectorName = "auto"
     largest: int | None = None
     min_size: float | None = None
-    min_confidence: float = 0.35
+    min_confidence: float = 0.4
     every: float = 1.0
 
     def __post_init__(self) -> None:

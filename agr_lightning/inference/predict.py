@@ -8,6 +8,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from agr_lightning.files import PREDICTIONS_FILES, RUNS_FOLDER, atomic_write, reserve_run, user_path
 from agr_lightning.inference.annotate import annotator
+from agr_lightning.inference.detectors import build_detector
 from agr_lightning.inference.inputs import find_photos
 from agr_lightning.inference.parts import Row, describe_job, open_part, read_part, unfinished_run
 from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader, photo_batches
@@ -80,7 +82,9 @@ def predict(
     with stdout_for(output):
         paths = find_photos(data.predict_path)
         rows = Output(paths, format, annotate, output, resume)
-        predictor = Predictor.load(ckpt_path)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(build_detector, options.faces)  # opens its network meanwhile; what is wrong, the reader says
+            predictor = Predictor.load(ckpt_path)
         reader = PhotoReader(options, predictor.image_size, annotate is not None, predictor.of_cards)
         _log.info(f"Network      {predictor.source}")
         _log.info(f"Faces        {reader.description}")

@@ -170,6 +170,7 @@ def open_session(model: Path | bytes) -> Any:
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4  # what goes wrong is raised
     settings.intra_op_num_threads = usable_cpus()
+    settings.enable_mem_pattern = False  # which is planned anew for each size of a photo
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other threads have work to do
     # Other providers want more set up than they say when they are asked for.
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
