@@ -77,9 +77,10 @@ def _show_first_answers(repeats: int) -> None:
     Image.fromarray(np.pad(face, ((330, 330), (490, 490), (0, 0)), "edge")).save(photo)
     alternatives: dict[str, Callable[[], float]] = {
         "import torch": lambda: seconds(sys.executable, "-c", "import torch"),
-        "predict": lambda: seconds(*COMMAND, photo, "--faces=none"),
-        "predict, finding faces": lambda: seconds(*COMMAND, photo, "--faces=haar"),
-        "predict, weights of torch": lambda: seconds(*COMMAND, photo, "--faces=none", f"--ckpt_path={SHIPPED['agr']}"),
+        "predict": lambda: seconds(*COMMAND, photo),
+        "predict --faces haar": lambda: seconds(*COMMAND, photo, "--faces=haar"),
+        "predict --faces none": lambda: seconds(*COMMAND, photo, "--faces=none"),
+        "... with weights of torch": lambda: seconds(*COMMAND, photo, "--faces=none", f"--ckpt_path={SHIPPED['agr']}"),
     }
     found = in_turns(alternatives, repeats)
     base = next(iter(found))

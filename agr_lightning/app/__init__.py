@@ -1,9 +1,12 @@
 """Starts the web page; Streamlit's settings are in .streamlit/config.toml, and the widgets in page.py."""
 
+import logging
 from pathlib import Path
 
 from agr_lightning.inference.predictor import Predictor
 from agr_lightning.messages import UserError, needs
+
+_log = logging.getLogger(__name__)
 
 
 def app(ckpt_path: str | None = None, port: int = 8501, address: str = "localhost", no_browser: bool = False) -> None:
@@ -28,5 +31,6 @@ def app(ckpt_path: str | None = None, port: int = 8501, address: str = "localhos
     # Streamlit would write uploads of more than a megabyte to disk, and ask a server for this machine's address.
     MultiPartParser.spool_max_size = 2**30
     net_util.get_external_ip = lambda: None
+    _log.info(f"Page         http://{address}:{port} (Ctrl-C ends it)")
     options = [f"--server.address={address}", f"--server.port={port}", f"--server.headless={str(no_browser).lower()}"]
     cli.main(["run", str(Path(__file__).with_name("page.py")), *options, "--", *([ckpt_path] if ckpt_path else [])])

@@ -133,11 +133,12 @@ def _coarse(photo: Pixels, least: float) -> list[Face]:
 def _fine(photo: Pixels, least: float, smallest: float | None, faces: list[Face]) -> list[Face]:
     """Smaller faces than those: all that are asked for; else while there are some of hardly ``least`` pixels."""
     found: list[Face] = []
-    while least > (smallest or _LEAST):
+    target = smallest or _LEAST
+    while least > target:
         hints = (face.side for face in faces + found if _probability(face) >= _HINT)
         if smallest is None and min(hints, default=math.inf) >= _SMALL * least:
             break
-        least = max(smallest or _LEAST, least / 2)
+        least = least / 2 if least > 3 * target else target
         found += _level(shrink(photo, min(1.0, _LEAST / least)), photo)
     return found
 
