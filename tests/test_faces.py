@@ -14,7 +14,7 @@ from agr_lightning.data.images import resize
 from agr_lightning.inference import centerface as centerface_module
 from agr_lightning.inference.centerface import _LANDMARKS, align, centerface
 from agr_lightning.inference.detectors import DetectorName, build_detector, find_faces, haar
-from agr_lightning.inference.faces import Face, square
+from agr_lightning.inference.faces import Face, shrink, square
 from agr_lightning.messages import UserError
 from tests.drawn_face import EYES, GROUND, draw_face, draw_photo
 
@@ -178,6 +178,18 @@ def test_beyond_the_photo_its_edge_is_repeated() -> None:
     crop = square(0, 0, 40).crop(photo, 40)
     assert (crop[:20, :20] == photo[0, 0]).all() and (crop[20:, 20:] == photo[:20, :20]).all()
     assert (square(-500, -500, 20).crop(photo, 20) == photo[0, 0]).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300), st.floats(0.01, 1))
+def test_a_shrunk_photo_shows_the_same(height: int, width: int, scale: float) -> None:
+    photo = _gradient(height, width)
+    shrunk = shrink(photo, scale)
+    shape = max(1, round(height * scale)), max(1, round(width * scale))
+    assert shrunk.shape == (*shape, 3)
+    # Within a third of a pixel, and rounding.
+    means = shrunk.mean((0, 1)) - photo.mean((0, 1))
+    assert (np.abs(means[:2]) < 4 + 85 / np.array(shape[::-1])).all()
 
 
 @settings(max_examples=200, deadline=None)

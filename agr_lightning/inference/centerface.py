@@ -28,7 +28,7 @@ _LEAST, _FIRST, _LAST = 28, 720, 480
 
 # It is searched at twice the size, and so on, where smaller faces are asked for; or where some of this probability are
 # less than so many times as large as the smallest that are found.
-_HINT, _SMALL = 0.25, 1.5
+_HINT, _SMALL = 0.25, 1.2
 
 # Larger levels are searched in overlapping tiles of this side, pixels, which bounds the memory.
 _TILE, _OVERLAP = 1280, 192
