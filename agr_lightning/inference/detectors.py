@@ -23,7 +23,7 @@ _SMALLEST = 30
 _HAAR_SHIFT, _HAAR_SIZE = 0.095, 1280
 _TIGHT, _MARGIN = 0.6, 0.3
 
-# The faces of a photo with sides of so many pixels or more.
+# The faces of a photo with sides of so many pixels or more; of None, as small as the detector thinks it worth while.
 Detector = Callable[[Pixels, float | None], list[Face]]
 
 
