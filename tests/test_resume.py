@@ -201,8 +201,9 @@ def test_stdout_has_rows_and_nothing_else(
     out, err = capfdbinary.readouterr()
     _predict(output="a.csv")
     tables = [[line.split(b",") for line in text.splitlines()] for text in (out, Path("a.csv").read_bytes())]
-    assert [line[:7] for line in tables[0]] == [line[:7] for line in tables[1]]  # the rest differs by rounding
-    assert {len(line) for line in tables[0]} == {len(tables[1][0])}
+    cells = [pair for lines in zip(*tables, strict=True) for pair in zip(*lines, strict=True)]
+    # Weights of 16 bits and of 32, on noise.
+    assert [pair for pair in cells if pair[0] != pair[1] and abs(float(pair[0]) - float(pair[1])) >= 0.2] == []
     assert b"62 inputs: 80 ok, 1 unreadable" in err
 
 
