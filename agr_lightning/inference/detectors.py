@@ -48,7 +48,7 @@ def find_faces(
     Args:
         detector: what finds them.
         photo: RGB, uint8 ``(height, width, 3)``.
-        smallest: side of the smallest face, pixels; None for 30 in photos with such small faces, and for a 26th of the
+        smallest: side of the smallest face, pixels; None for 30 in photos with such small faces, and for a 28th of the
             longer side in others.
         largest: how many at most; None for all.
         confidence: the least ``probability`` of a face, where the detector says it.

@@ -40,7 +40,7 @@ class PhotoOptions:
         faces: what finds them: centerface turns tilted faces upright, haar is lighter and for frontal faces, none takes
             each photo as one face crop; auto is centerface where it is installed, and otherwise haar.
         largest: how many of a photo, the largest first; null for all.
-        min_size: side of the smallest face, pixels; null for 30 in photos with such small faces, and for a 26th of the
+        min_size: side of the smallest face, pixels; null for 30 in photos with such small faces, and for a 28th of the
             longer side in others.
         min_confidence: least face_probability of a face, 0 to 1.
         every: seconds between the frames of a video.
