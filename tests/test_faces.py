@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -132,6 +133,20 @@ def test_faces_of_a_photo_on_its_side_are_found_upright(turns: int) -> None:
         assert (-np.degrees(np.arctan2(edge[1], edge[0])) - 90 * turns + 180) % 360 == pytest.approx(180, abs=8)
         crops = [each.crop(whole, 64).astype(int) for each, whole in ((face, np.rot90(photo, turns)), (other, photo))]
         assert np.abs(crops[0] - crops[1]).mean() < 40
+
+
+def test_a_part_of_a_face_does_not_say_how_a_photo_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is found of a face on its side may be an eye: where it is none by itself, the whole photo says it."""
+    photo = np.rot90(draw_photo((200, 60, 320)))
+    search = centerface_module._search
+
+    def find_an_eye(picture: Photo, *options: Any) -> list[Face]:
+        eye = Face(square(60, 60, 40).corners, 0.7)
+        return [eye] if picture is photo else search(picture, *options)
+
+    monkeypatch.setattr(centerface_module, "_search", find_an_eye)
+    (face,) = find_faces(centerface, photo, None, confidence=0.4)
+    assert face.side > 120
 
 
 def test_confidence_is_the_least_probability() -> None:

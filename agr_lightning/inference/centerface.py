@@ -90,18 +90,19 @@ def _again(photo: Pixels, faces: list[Face]) -> list[Face]:
 
 def _turns(photo: Pixels, best: Face | None) -> int:
     """How many quarter turns, counterclockwise, set a photo upright, by its most probable face, or by all of it."""
+    views = [shrink(photo, min(1.0, _LAST / max(photo.shape[:2])))]
     if best is not None and _probability(best) >= _LIKELY:
         x, y = best.middle
-        view = square(x, y, _WIDE * best.side).crop(photo, _VIEW)
+        views.insert(0, square(x, y, _WIDE * best.side).crop(photo, _VIEW))
+    for view in views:
         found = [_most(view)]
-    else:
-        view = shrink(photo, min(1.0, _LAST / max(photo.shape[:2])))
-        found = [0.0]
-    if found[0] >= _UPRIGHT:
-        return 0
-    found += [_most(np.rot90(view, turns)) for turns in (1, 2, 3)]
-    turns = int(np.argmax(found))
-    return turns if found[turns] >= max(_LIKELY, found[0] + _MARGIN) else 0
+        if found[0] >= _UPRIGHT:
+            break
+        found += [_most(np.rot90(view, turns)) for turns in (1, 2, 3)]
+        turns = int(np.argmax(found))
+        if found[turns] >= _LIKELY:  # else the face was none, or a part of one
+            return turns if found[turns] >= found[0] + _MARGIN else 0
+    return 0
 
 
 def _most(picture: Pixels) -> float:
