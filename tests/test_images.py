@@ -77,7 +77,7 @@ def test_what_is_transparent_everywhere_is_shown(kind: str, mode: str) -> None:
 def _exif(orientation: int, order: str = "<", *entries: tuple[int, int, int, bytes], kind: int = 3) -> bytes:
     """EXIF of an orientation, as a SHORT or (kind 4) a LONG, and of other entries: tag, kind, count, value."""
     value = struct.pack(order + ("H" if kind == 3 else "I"), orientation).ljust(4, b"\0")
-    rows = [struct.pack(order + "HHI4s", *entry) for entry in ((0x0112, kind, 1, value), *entries)]
+    rows = [struct.pack(order + "HHI4s", *entry) for entry in sorted(((0x0112, kind, 1, value), *entries))]
     head = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "HIH", 42, 8, len(rows))
     return head + b"".join(rows) + bytes(4)
 
@@ -117,6 +117,7 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     [
         (0x011A, 2, 4, b"72\0\0"),  # a resolution, as text
         (0x011A, 5, 1, b"\xff\xff\xff\xff"),  # beyond the end
+        (0x010F, 2, 50, b"\xff\xff\xff\xff"),  # before the orientation
         (0x8769, 4, 1, struct.pack("<I", 8)),  # a directory inside itself
         (0x9999, 7, 0xFFFFFFFF, b"\0\0\0\0"),
         (0x011A, 99, 0, b"\0\0\0\0"),

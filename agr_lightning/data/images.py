@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -32,9 +33,11 @@ Image.core.set_block_size(2**30)  # type: ignore[attr-defined]
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "HEIF")
 
 # What a folder given to `predict` is searched for.
-EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif")
-)
+EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+EXTENSIONS |= {".heic", ".heif", ".avif"}
+
+# The entry of an orientation in EXIF, as it nearly always is, for what a damaged one before it hides.
+_ORIENTATION = re.compile(rb"\x12\x01\x03\0\x01\0\0\0([\x01-\x08])\0|\x01\x12\0\x03\0\0\0\x01\0([\x01-\x08])")
 
 # Several threads or loader workers, each with OpenCV's own threads, are slower than they are alone.
 cv2.setNumThreads(0)
@@ -175,10 +178,11 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 def _upright(rgb: NDArray[np.uint8], exif: bytes) -> NDArray[np.uint8]:
     """Mirrors and turns a photo by the orientation in its EXIF, however damaged the rest of that is."""
-    found, orientation = Image.Exif(), 1
+    found, entry = Image.Exif(), _ORIENTATION.search(exif)
+    orientation = ord(entry[1] or entry[2]) if entry else 1
     with contextlib.suppress(Exception):
         found.load(exif)
-        orientation = int(found.get(0x0112, 1))
+        orientation = int(found.get(0x0112, orientation))
     if 5 <= orientation <= 8:
         rgb = np.asarray(cv2.transpose(rgb), np.uint8)
     axis = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
@@ -190,9 +194,8 @@ def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
     Averages areas when shrinking; a photo that is not square is squeezed into one.
     """
-    shrinks = min(image.shape[:2]) >= size
-    resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return np.asarray(resized, dtype=np.uint8)
+    interpolation = cv2.INTER_AREA if min(image.shape[:2]) >= size else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (size, size), interpolation=interpolation), np.uint8)
 
 
 @contextlib.contextmanager

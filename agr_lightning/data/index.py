@@ -49,8 +49,7 @@ class Index:
     def summary(self) -> str:
         """One line: how many images are used, how many are not, and why."""
         line = f"{self.root}: {len(self.samples):,} images"
-        without_race = (self.samples["race"] == MISSING).sum()
-        if without_race:
+        if without_race := (self.samples["race"] == MISSING).sum():
             line += f" ({without_race} without a race label)"
         if self.rejects:
             reasons = Counter(self.rejects.values()).most_common()
