@@ -85,7 +85,7 @@ def test_every_face_and_every_input_has_a_row(photos: Path, caplog: pytest.LogCa
         _check_rows(_predict("photos"))
     assert caplog.messages == [
         "Network      agr",
-        "Faces        found by haar; for photos that are face crops, --faces none is quicker",
+        "Faces        found by haar; for face crops, --faces none is quicker",
         "4 inputs: 3 ok, 1 no_face, 1 unreadable",
         "Predictions  lightning_logs/version_0/predictions.csv",
     ]
@@ -236,19 +236,20 @@ def test_brackets_in_names_are_no_patterns(here: Path) -> None:
         assert [str(path) for path in find_photos(pattern)] == found
 
 
-def test_an_unreadable_folder_is_said(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("path", ["x", "x/**/*.jpg"])
+def test_an_unreadable_folder_is_said(here: Path, caplog: pytest.LogCaptureFixture, path: str) -> None:
     save_noise(Path("x/a.jpg"))
     with pytest.MonkeyPatch.context() as patch:
         scan = os.scandir
 
         def forbidden(folder: str) -> Any:
-            if folder.endswith("locked"):
+            if str(folder).endswith("locked"):
                 raise PermissionError(13, "Permission denied", folder)
             return scan(folder)
 
         Path("x/locked").mkdir()
         patch.setattr(os, "scandir", forbidden)
-        assert find_photos("x") == [Path("x/a.jpg")]
+        assert find_photos(path) == [Path("x/a.jpg")]
     assert caplog.messages == ["x/locked cannot be read, and is left out: Permission denied."]
 
 
@@ -391,6 +392,16 @@ def test_a_video_that_was_cut_short_says_so(here: Path) -> None:
     *rows, last = _predict("a.avi", faces="none")
     assert [row["seconds"] for row in rows] == ["0.0", "1.0", "2.0"] and last["status"] == "unreadable"
     assert re.fullmatch(r"cut short: no frame after 2\.\d of 4\.0 seconds can be decoded", last["reason"])
+
+
+def test_damage_in_the_middle_of_a_video_costs_its_frames_alone(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    content = bytearray(_noisy_video("a.mp4", "mp4v"))
+    middle = range(len(content) * 4 // 10, len(content) * 6 // 10)
+    content[middle.start : middle.stop] = np.random.default_rng(0).bytes(len(middle))
+    Path("a.mp4").write_bytes(content)
+    rows = _predict("a.mp4", faces="none")
+    assert {row["status"] for row in rows} == {"ok"} and rows[0]["seconds"] == "0.0" and float(rows[-1]["seconds"]) >= 3
+    assert capfd.readouterr().err == ""
 
 
 def test_as_many_pixels_as_one_photo_has_are_decoded_at_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
