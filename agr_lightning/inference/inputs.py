@@ -4,7 +4,7 @@ import codecs
 import contextlib
 import glob
 import logging
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 
 from agr_lightning.data.images import EXTENSIONS, ImageError, open_file
@@ -82,6 +82,8 @@ def _glob(named: Path) -> list[str]:
     """The files that match; a bracket in the name of a folder that is there is no pattern."""
     there = next(parent for parent in named.parents if parent.exists())
     pattern = Path(glob.escape(str(there)), named.relative_to(there))
+    if "**" in pattern.parts:
+        deque(walk_files(there), 0)  # says what cannot be read
     return glob.glob(str(pattern), recursive=True) or glob.glob(str(named).replace("[", "[[]"), recursive=True)  # noqa: PTH207
 
 
