@@ -95,7 +95,8 @@ def predict(
                     crops = np.concatenate([photo.crops for photo in batch])
                     rows.write(batch, predictor(crops, data.batch_size))
                     bar.set_postfix_str(batch[-1].place)
-                    bar.update(batch[-1].index + 1 - bar.n)
+                    bar.update(batch[-1].index + (batch[-1].seconds is None) - bar.n)  # a video may go on
+                bar.update(len(paths) - bar.n)
         except BaseException:
             rows.stop()
             raise
@@ -175,6 +176,7 @@ class Output:
             self._part, self.first = open_part(self._parts[rank], job, self._resume)
         except OSError as error:
             raise UserError(f"{self._table} cannot be written: {error.strerror}.") from None
+        self._some = self.first > 0
         if self._resume:
             _log.info(f"Resumed      {self.first:,} inputs were done")
 
@@ -192,15 +194,20 @@ class Output:
         try:
             self._part.write(json.dumps(rows).encode() + b"\n")
             self._part.flush()
+            self._some = True
         except OSError as error:
             raise OSError(error.errno, error.strerror, self._part.name) from None
 
     def stop(self) -> None:
-        """Gives up the part of this process, and says that it can be resumed."""
-        if not self._stdout:
+        """Gives up the part of this process, and says that it can be resumed; one without rows is removed."""
+        if self._stdout:
+            return
+        with contextlib.suppress(OSError):  # of a full disk; all else is written
+            self._part.close()
+        if self._some:
             _log.info(f"Stopped      rows so far are in {self._part.name}: --resume goes on with them")
-            with contextlib.suppress(OSError):  # of a full disk; all else is written
-                self._part.close()
+        else:
+            Path(self._part.name).unlink()
 
     def join(self) -> None:
         """Makes the table of all parts; raises UserError, when it is there, if none of the inputs was read."""
