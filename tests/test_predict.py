@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -513,6 +514,9 @@ def test_hostile_inputs_are_rows(here: Path) -> None:
     [
         ({"largest": 0}, "--largest 0 must be 1 or more."),
         ({"min_size": 0.5}, "--min_size 0.5 must be 1 or more."),
+        ({"min_confidence": 1.01}, "--min_confidence 1.01 must be from 0 to 1."),
+        ({"min_confidence": math.nan}, "--min_confidence nan must be from 0 to 1."),
+        ({"faces": "mtcnn"}, "--faces mtcnn must be one of auto, centerface, haar, none."),
         ({"every": 0}, "--every 0 must be above 0 seconds."),
         ({"batch_size": 0}, "--data.batch_size 0 must be 1 or more."),
         ({"ckpt_path": "nowhere.onnx"}, "--ckpt_path nowhere.onnx cannot be read: No such file or directory."),

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import cv2
 import numpy as np
@@ -58,6 +58,8 @@ class PhotoOptions:
     every: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.faces not in (names := get_args(DetectorName)):
+            raise UserError(f"--faces {self.faces} must be one of {', '.join(names)}.")
         for name, value in (("largest", self.largest), ("min_size", self.min_size)):
             if value is not None and not 1 <= value < math.inf:
                 raise UserError(f"--{name} {value} must be 1 or more.")
