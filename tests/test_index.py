@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.sparse.csgraph import connected_components
 
 from agr_lightning.data.audit import audit
 from agr_lightning.data.duplicates import find_groups
@@ -187,6 +188,26 @@ def test_groups_are_named_by_their_first_member() -> None:
     looks[[3, 4, 5]] = looks[0]
     assert find_groups(looks, ["a", "b", "c", "a", "d", "d"]).tolist() == [0, 1, 2, 0, 0, 0]
     assert find_groups(looks[:0], []).tolist() == []
+
+
+def test_the_search_for_copies_misses_none() -> None:
+    """Of looks that are alike to all degrees, it finds the pairs that a comparison of each with each finds."""
+    random = np.random.default_rng(0)
+    base = np.repeat(np.repeat(random.integers(60, 196, (150, 8, 8)), 4, 1), 4, 2)
+    noise = random.normal(0, 1, (4, 150, 32, 32)) * random.uniform(0, 16, (4, 150, 1, 1))
+    looks = np.concatenate([base, *(base + each for each in noise)]).clip(0, 255).astype(np.uint8)
+    flat = (looks.reshape(len(looks), -1) - looks.mean((1, 2))[:, None]).astype(np.float64)
+    flat /= np.linalg.norm(flat, axis=1, keepdims=True)
+    cells = looks.reshape(-1, 8, 4, 8, 4).sum((2, 4), dtype=np.int32)
+    hashes = np.concatenate([np.diff(cells, axis=axis).reshape(-1, 56) > 0 for axis in (2, 1)], 1).astype(np.int32)
+    bits = hashes.sum(1) + hashes.sum(1)[:, None] - 2 * hashes @ hashes.T
+    alike = (flat @ flat.T >= 0.97) & (bits <= 10)
+    groups = connected_components(alike)[1]
+    found = find_groups(looks, [str(number) for number in range(len(looks))])
+    assert 200 < len(set(groups)) < 700
+    assert (
+        [len(set(found[groups == group])) for group in set(groups)] == [1] * len(set(groups)) == [1] * len(set(found))
+    )
 
 
 def test_audit_tells_all(tmp_path: Path) -> None:

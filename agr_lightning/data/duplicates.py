@@ -3,10 +3,13 @@
 Integer arithmetic throughout, so that every machine finds the same groups.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 THUMBNAIL = 32
@@ -15,6 +18,10 @@ THUMBNAIL = 32
 # nothing: copies and look-alikes stand well apart.
 _MAX_BITS = 10
 _MIN_CORRELATION = 0.97
+
+# The distance of standardised thumbnails with that correlation, and a little for rounding; and along how many
+# directions it is looked at first.
+_REACH, _DIMENSIONS = math.sqrt(2 - 2 * _MIN_CORRELATION) + 1e-3, 16
 
 _ROWS_AT_ONCE = 512
 
@@ -41,16 +48,41 @@ def find_groups(thumbnails: NDArray[np.uint8], digests: ArrayLike) -> NDArray[np
 
 
 def _near_pairs(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
-    hashes = _hashes(thumbnails)
+    """Those that are copies by hash and correlation, int64 ``(pairs, 2)``.
+
+    Compares those that lie near each other in the main directions of all: standardised, two with a correlation of r are
+    sqrt(2 - 2 r) apart, and no projection is farther.
+    """
+    textured = np.flatnonzero(np.ptp(thumbnails.reshape(-1, THUMBNAIL**2), 1))  # flat ones correlate with none
     found = [np.empty((0, 2), np.int64)]
-    starts = range(0, len(hashes), _ROWS_AT_ONCE)
+    if not len(textured):
+        return found[0]
+    hashes, places = _hashes(thumbnails), _project(thumbnails, textured)
+    tree, starts = cKDTree(places), range(0, len(places), _ROWS_AT_ONCE)
     for start in tqdm(starts, "Comparing images", delay=2, leave=False, disable=None):
-        rows = hashes[start : start + _ROWS_AT_ONCE]
-        low, high = (np.bitwise_count(np.bitwise_xor.outer(rows[:, word], hashes[start:, word])) for word in (0, 1))
-        left, right = np.nonzero(low + high <= _MAX_BITS)
-        pairs = np.stack([left, right], axis=1)[right > left] + start
+        near = tree.query_ball_point(places[start : start + _ROWS_AT_ONCE], _REACH)
+        left = np.repeat(np.arange(start, start + len(near)), [len(each) for each in near])
+        right = np.concatenate(near).astype(np.int64)
+        pairs = textured[np.stack([left, right], axis=1)[right > left]]
+        bits = np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]).sum(1)
+        pairs = pairs[bits <= _MAX_BITS]
         found.append(pairs[_correlate(thumbnails, pairs)])
     return np.concatenate(found)
+
+
+def _project(thumbnails: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Some thumbnails, of mean 0 and norm 1, along the main directions of a sample, float32 ``(rows, dimensions)``."""
+
+    def standardised(some: NDArray[np.int64]) -> NDArray[np.float32]:
+        flat = thumbnails[some].reshape(len(some), -1).astype(np.float32)
+        flat -= flat.mean(1, keepdims=True)
+        flat /= np.linalg.norm(flat, axis=1, keepdims=True)
+        return flat
+
+    sample = standardised(rows[:: max(1, len(rows) // 1024)])
+    directions = np.linalg.svd(sample, full_matrices=False)[2][:_DIMENSIONS].T
+    portions = (rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE))
+    return np.concatenate([standardised(portion) @ directions for portion in portions], dtype=np.float32)
 
 
 def _hashes(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
