@@ -15,7 +15,7 @@ STOREYS = [
     ("models", "data"),
     ("evaluation", "checkpoints"),
     ("inference", "distillation"),
-    ("metrics", "base_module", "module", "datamodule"),
+    ("metrics", "base_module", "module", "datamodule", "audit"),
     ("callbacks",),
     ("app", "training_cli"),
     ("cli",),
