@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from scipy.sparse.csgraph import connected_components
 
-from agr_lightning.data.audit import audit
+from agr_lightning.audit import audit
 from agr_lightning.data.duplicates import find_groups
 from agr_lightning.data.index import Index, build_index, fingerprints, shared_photos
 from agr_lightning.messages import UserError

@@ -12,6 +12,8 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from tqdm import tqdm
 
+from agr_lightning.files import usable_cpus
+
 THUMBNAIL = 32
 
 # Chosen on UTKFace, where raising either bound or lowering the correlation a little changes almost
@@ -21,9 +23,9 @@ _MIN_CORRELATION = 0.97
 
 # The distance of standardised thumbnails with that correlation, and a little for rounding; and along how many
 # directions it is looked at first.
-_REACH, _DIMENSIONS = math.sqrt(2 - 2 * _MIN_CORRELATION) + 1e-3, 16
+_REACH, _DIMENSIONS = math.sqrt(2 - 2 * _MIN_CORRELATION) + 1e-3, 10
 
-_ROWS_AT_ONCE = 512
+_ROWS_AT_ONCE = 1024
 
 
 def find_groups(thumbnails: NDArray[np.uint8], digests: ArrayLike) -> NDArray[np.int64]:
@@ -60,7 +62,7 @@ def _near_pairs(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
     hashes, places = _hashes(thumbnails), _project(thumbnails, textured)
     tree, starts = cKDTree(places), range(0, len(places), _ROWS_AT_ONCE)
     for start in tqdm(starts, "Comparing images", delay=2, leave=False, disable=None):
-        near = tree.query_ball_point(places[start : start + _ROWS_AT_ONCE], _REACH)
+        near = tree.query_ball_point(places[start : start + _ROWS_AT_ONCE], _REACH, workers=usable_cpus())
         left = np.repeat(np.arange(start, start + len(near)), [len(each) for each in near])
         right = np.concatenate(near).astype(np.int64)
         pairs = textured[np.stack([left, right], axis=1)[right > left]]
