@@ -90,11 +90,7 @@ def _again(photo: Pixels, faces: list[Face]) -> list[Face]:
 
 def _turns(photo: Pixels, best: Face | None) -> int:
     """How many quarter turns, counterclockwise, set a photo upright, by its most probable face, or by all of it."""
-    views = [shrink(photo, min(1.0, _LAST / max(photo.shape[:2])))]
-    if best is not None and _probability(best) >= _LIKELY:
-        x, y = best.middle
-        views.insert(0, square(x, y, _WIDE * best.side).crop(photo, _VIEW))
-    for view in views:
+    for view in _views(photo, best):
         found = [_most(view)]
         if found[0] >= _UPRIGHT:
             break
@@ -103,6 +99,14 @@ def _turns(photo: Pixels, best: Face | None) -> int:
         if found[turns] >= _LIKELY:  # else the face was none, or a part of one
             return turns if found[turns] >= found[0] + _MARGIN else 0
     return 0
+
+
+def _views(photo: Pixels, best: Face | None) -> Iterator[Pixels]:
+    """The face, where it is likely, and then the whole photo, which takes longer."""
+    if best is not None and _probability(best) >= _LIKELY:
+        x, y = best.middle
+        yield square(x, y, _WIDE * best.side).crop(photo, _VIEW)
+    yield shrink(photo, min(1.0, _LAST / max(photo.shape[:2])))
 
 
 def _most(picture: Pixels) -> float:
