@@ -193,9 +193,13 @@ def test_groups_are_named_by_their_first_member() -> None:
 def test_the_search_for_copies_misses_none() -> None:
     """Of looks that are alike to all degrees, it finds the pairs that a comparison of each with each finds."""
     random = np.random.default_rng(0)
-    base = np.repeat(np.repeat(random.integers(60, 196, (150, 8, 8)), 4, 1), 4, 2)
-    noise = random.normal(0, 1, (4, 150, 32, 32)) * random.uniform(0, 16, (4, 150, 1, 1))
-    looks = np.concatenate([base, *(base + each for each in noise)]).clip(0, 255).astype(np.uint8)
+    # They differ in a few patterns, so that no distance is lost on the way to fewer directions.
+    patterns = random.normal(0, 9, (8, 8, 8)).repeat(4, 1).repeat(4, 2)
+    base = random.normal(0, 1, (150, 8))
+    weights = np.concatenate(
+        [base, *(base + random.normal(0, 1, base.shape) * random.uniform(0, 0.3) for _ in range(4))]
+    )
+    looks = (128 + np.tensordot(weights, patterns, 1)).clip(0, 255).astype(np.uint8)
     flat = (looks.reshape(len(looks), -1) - looks.mean((1, 2))[:, None]).astype(np.float64)
     flat /= np.linalg.norm(flat, axis=1, keepdims=True)
     cells = looks.reshape(-1, 8, 4, 8, 4).sum((2, 4), dtype=np.int32)

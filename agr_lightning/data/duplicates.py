@@ -1,6 +1,6 @@
 """Which images show the same photo: byte-identical, recompressed, or slightly shifted.
 
-Integer arithmetic throughout, so that every machine finds the same groups.
+What is compared is found with room for rounding, and decided by integers, so that every machine finds the same groups.
 """
 
 import math
