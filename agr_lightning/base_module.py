@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLR
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from agr_lightning.checkpoints import KEY, SEEN, Seen, TrainedNetwork, describe, join_seen, parse_trained
-from agr_lightning.data.index import fingerprints
+from agr_lightning.data.duplicates import of_samples
 from agr_lightning.messages import UserError
 from agr_lightning.models.losses import JointLoss
 from agr_lightning.models.network import AGRNetwork
@@ -40,7 +40,7 @@ class BaseModule(lightning.LightningModule):
     def __init__(self, optimizer: OptimizerCallable | None, lr_scheduler: LRSchedulerCallable | None) -> None:
         super().__init__()
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
-        self.seen: Seen | None = dict.fromkeys(SEEN, np.empty(0, np.int64))
+        self.seen: Seen | None = dict.fromkeys(SEEN, np.empty((0, 32), np.uint8))
         self.loaded_from = ""
         self.checkpoint_epoch: int | None = None
         self._resumed_schedule = ""
@@ -129,7 +129,7 @@ class BaseModule(lightning.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(data, "samples"):
             return None
-        images = (fingerprints(data.samples(split)["name"]) for split in ("train", "val"))
+        images = (of_samples(data.samples(split)) for split in ("train", "val"))
         return join_seen(self.seen, dict(zip(SEEN, images, strict=True)))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

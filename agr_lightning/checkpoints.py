@@ -19,7 +19,7 @@ from agr_lightning.models.config import NetworkConfig
 from agr_lightning.models.network import AGRNetwork
 
 # Where a file says what it holds, and the number of that layout.
-KEY, FORMAT = "agr_lightning", 3
+KEY, FORMAT = "agr_lightning", 4
 
 # The networks that come with this project, by the names that --ckpt_path and --model.weights take.
 SHIPPED = {"agr": files.WEIGHTS / "agr.safetensors", "small": files.WEIGHTS / "agr_small.safetensors"}
@@ -27,9 +27,9 @@ SHIPPED = {"agr": files.WEIGHTS / "agr.safetensors", "small": files.WEIGHTS / "a
 # The options of the data module that say for which images a network was made.
 _DATA = ("age_min", "age_max", "synthetic")
 
-# Fingerprints, int64 (n,), of the images that weights have learned from, and of those that chose and calibrated them.
+# Fingerprints, uint8 (n, 32), of the photos that weights have learned from, and of those that they were chosen by.
 SEEN = ("training_images", "validation_images")
-Seen = dict[str, NDArray[np.int64]]
+Seen = dict[str, NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def join_seen(*networks: Seen | None) -> Seen | None:
     known = [seen for seen in networks if seen is not None]
     if len(known) < len(networks):
         return None
-    return {name: np.unique(np.concatenate([seen[name] for seen in known])) for name in SEEN}
+    return {name: np.unique(np.concatenate([seen[name] for seen in known]), axis=0) for name in SEEN}
 
 
 def describe(config: NetworkConfig, data: dict[str, Any], epoch: int | None) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def parse_trained(content: Mapping[str, Any], file: str, path: Path = Path()) ->
     try:
         config = NetworkConfig.from_dict(facts.get("network"))
         sound = [isinstance(epoch, int | None), *(isinstance(part, dict) for part in (data, *options.values()))]
-        sound += [each is None or (isinstance(each, Tensor) and each.dtype == torch.int64) for each in images.values()]
+        sound += [each is None or _is_fingerprints(each) for each in images.values()]
         if not all(sound) or not all(name in _DATA and type(value) is int for name, value in data.items()):
             raise UserError("what it says of its training is not what it should be.")
     except UserError as error:
@@ -191,6 +191,10 @@ def parse_trained(content: Mapping[str, Any], file: str, path: Path = Path()) ->
     seen = {name: each.numpy() for name, each in images.items() if each is not None}
     named = {f"{part}.{name}": value for part, values in options.items() for name, value in values.items()}
     return TrainedNetwork(config, state, seen if len(seen) == len(SEEN) else None, data, epoch, path, named)
+
+
+def _is_fingerprints(found: Any) -> bool:
+    return isinstance(found, Tensor) and found.dtype == torch.uint8 and found.ndim == 2 and found.shape[1] == 32
 
 
 def write_safetensors(path: Path, trained: TrainedNetwork) -> None:

@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from agr_lightning.checkpoints import SEEN
+from agr_lightning.data.cache import ImageCache
 from agr_lightning.data.cards import draw_cards
-from agr_lightning.data.index import Index, build_index, fingerprints, shared_photos
+from agr_lightning.data.duplicates import COPY_BITS, are_known, of_samples
+from agr_lightning.data.index import Index, build_index, shared_photos
 from agr_lightning.data.loading import (
     Batch,
     EvalSampler,
@@ -24,8 +26,6 @@ from agr_lightning.data.loading import (
     LazyDataLoader,
     TrainSampler,
     balancing_weights,
-    cached_images,
-    read_rows,
 )
 from agr_lightning.data.splits import SPLITS, SplitName, SplitOptions, make_split, within_ages
 from agr_lightning.data.transforms import Augmentation, Preset, TransformSpec
@@ -35,6 +35,8 @@ from agr_lightning.labels import AGE_MAX, AGE_MIN
 from agr_lightning.messages import UserError
 
 _log = logging.getLogger(__name__)
+
+_NEEDED: dict[str, tuple[SplitName, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 
 
 class PhotoBatch(NamedTuple):
@@ -115,6 +117,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         self._indexes: dict[SplitName, Index] = {}
         self._splits: dict[SplitName, pd.DataFrame] = {}
         self._unseen: dict[SplitName, pd.DataFrame] = {}
+        self._caches: dict[tuple[str, int], ImageCache] = {}
         self._train_seed: int | None = None
 
     def prepare_data(self) -> None:
@@ -122,7 +125,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         stage = "fit" if self.trainer is None else str(self.trainer.state.fn.value)  # type: ignore[union-attr]
         if stage != "predict":
             self._read(stage)
-            for name in self._splits.keys() - {"val"}:  # whose images are those of train
+            for name in _NEEDED[stage]:
                 self._images(name)
 
     def setup(self, stage: str) -> None:
@@ -132,8 +135,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
             return
         self._read(stage)
         self._unseen = {}
-        needed: dict[str, tuple[SplitName, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
-        for name in needed[stage]:
+        for name in _NEEDED[stage]:
             if self._splits[name].empty:
                 raise UserError(f"no images are left for {name}: use more, or change --data.split or what limits it.")
         images, batch_size = len(self._splits.get("train", ())), self.hparams["batch_size"]
@@ -180,7 +182,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
 
     def faces(self, split: SplitName, indices: Sequence[int]) -> NDArray[np.uint8]:
         """Some images of a split, as the network gets them: uint8 ``(indices, size, size, 3)``."""
-        return read_rows(self._images(split), self.samples(split)["row"].to_numpy()[indices])
+        return self._images(split).read(self.samples(split)["row"].to_numpy()[indices])
 
     def _read(self, stage: str) -> None:
         """Finds and splits the images that a stage needs, unless that was done before."""
@@ -210,12 +212,15 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         for name in names:
             self._indexes[name], self._splits[name] = index, split[name]
 
-    def _images(self, split: SplitName) -> Path:
-        """The file of decoded images of which the ``row`` of a split's samples are the rows."""
-        return cached_images(self._indexes[split], self.hparams["image_size"], self.hparams["cache_dir"])
+    def _images(self, split: SplitName) -> ImageCache:
+        """The decoded images of a split, by the ``row`` of its samples."""
+        index, size = self._indexes[split], self.hparams["image_size"]
+        images = self._caches.setdefault((index.key, size), ImageCache(index, size))
+        images.fill(self._splits[split]["row"].to_numpy())
+        return images
 
     def _without_seen(self, split: SplitName) -> pd.DataFrame:
-        """A split without the images that the weights have seen, by their names, and without copies of these."""
+        """A split without the photos that the weights have seen, whatever their files are called."""
         samples = self._splits[split]
         module = None if self.trainer is None else self.trainer.lightning_module
         if split == "train" or module is None:
@@ -224,9 +229,11 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         if seen is None:
             _log.info(f"It is not known whether these weights have seen images of {split}.")
             return samples
-        images = np.concatenate([seen[kind] for kind in (SEEN[:1] if split == "val" else SEEN)])
+        known = np.concatenate([seen[kind] for kind in (SEEN[:1] if split == "val" else SEEN)])
+        bits = 0 if self.hparams["synthetic"] else COPY_BITS  # drawn cards look alike
         everyone = self._indexes[split].samples
-        groups = everyone["group"][np.isin(fingerprints(everyone["name"]), images)]
+        copies = everyone[everyone["group"].isin(samples["group"])]
+        groups = copies["group"][are_known(of_samples(copies), known, bits)]
         unseen = samples[~samples["group"].isin(groups)].reset_index(drop=True)
         left_out = len(samples) - len(unseen)
         if left_out:

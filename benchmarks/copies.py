@@ -13,9 +13,9 @@ import numpy as np
 from measure import machine
 from numpy.typing import NDArray
 
+from agr_lightning.data.cache import ImageCache
 from agr_lightning.data.duplicates import THUMBNAIL, find_groups
 from agr_lightning.data.index import build_index
-from agr_lightning.data.loading import cached_images, read_rows
 
 # Side of the images of which a part as large as a thumbnail is taken, pixels.
 _SIDE = 2 * THUMBNAIL
@@ -55,10 +55,11 @@ def _most_memory() -> float:
 def _thumbnails(root: str, size: int) -> NDArray[np.uint8]:
     """Another part for each batch, so that most show something of their own, as the images of a large data set do."""
     index, random = build_index(root), np.random.default_rng(0)
-    cache, found = cached_images(index, _SIDE), np.empty((size, THUMBNAIL, THUMBNAIL), np.uint8)
+    images, found = ImageCache(index, _SIDE), np.empty((size, THUMBNAIL, THUMBNAIL), np.uint8)
+    images.fill(np.arange(len(index.samples)))
     for start in range(0, size, 4096):
         rows = random.integers(0, len(index.samples), min(4096, size - start))
-        faces = read_rows(cache, rows).mean(3)
+        faces = images.read(rows).mean(3)
         faces = np.where(random.random((len(rows), 1, 1)) < 0.5, faces, faces[:, :, ::-1])
         top, left = random.integers(0, _SIDE - THUMBNAIL + 1, 2)
         part = faces[:, top : top + THUMBNAIL, left : left + THUMBNAIL]

@@ -16,8 +16,9 @@ from measure import in_turns, repeated, show
 from PIL import Image
 from torchvision.transforms import v2
 
+from agr_lightning.data.cache import ImageCache
 from agr_lightning.data.index import build_index
-from agr_lightning.data.loading import Draw, FaceDataset, cached_images
+from agr_lightning.data.loading import Draw, FaceDataset
 from agr_lightning.data.transforms import Augmentation
 
 BATCH = 64
@@ -37,8 +38,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         index = build_index(str(repeated(chosen.root, chosen.images, Path(cache) / "images")), cache)
         files = [index.folder / file for file in index.samples["file"]]
-        images = cached_images(index, chosen.size, cache)
-        ready = np.load(images)
+        images, rows = ImageCache(index, chosen.size), np.arange(len(index.samples))
+        images.fill(rows)
+        ready = images.read(rows)
         usual = v2.Compose(
             [
                 v2.Resize((chosen.size, chosen.size)),

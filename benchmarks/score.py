@@ -9,8 +9,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from agr_lightning.checkpoints import load_trained
+from agr_lightning.data.duplicates import are_known, of_samples
 from agr_lightning.data.images import read_rgb
-from agr_lightning.data.index import build_index, fingerprints
+from agr_lightning.data.index import build_index
 from agr_lightning.inference.predictor import Predictor
 from agr_lightning.labels import GENDERS, MISSING, RACES
 
@@ -31,12 +32,10 @@ def unseen(
     """Labelled samples whose photos none of the networks has seen, shuffled; ``count`` at most; and their images."""
     index = build_index(root)
     samples = index.samples[index.samples["race"] != MISSING]
-    names = fingerprints(samples["name"])
     for trained in map(load_trained, checkpoints):
         assert trained.seen is not None, trained.name
-        seen = np.isin(names, np.concatenate([*trained.seen.values()]))
-        keep = ~samples["group"].isin(samples.loc[seen, "group"]).to_numpy()
-        samples, names = samples[keep], names[keep]
+        seen = are_known(of_samples(samples), np.concatenate([*trained.seen.values()]))
+        samples = samples[~samples["group"].isin(samples["group"][seen])]
     samples = samples.iloc[np.random.default_rng(0).permutation(len(samples))[:count]]
     return samples, [read_rgb(index.folder / file) for file in samples["file"]]
 

@@ -5,7 +5,9 @@ import pickle
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import lightning
@@ -14,12 +16,15 @@ import pandas as pd
 import pytest
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from PIL import Image
 
 from agr_lightning.checkpoints import SEEN, Seen
+from agr_lightning.data.cache import ImageCache
 from agr_lightning.data.cards import draw_card, draw_cards
+from agr_lightning.data.duplicates import of_samples
 from agr_lightning.data.images import read_rgb, resize
-from agr_lightning.data.index import Index, build_index, fingerprints
-from agr_lightning.data.loading import Batch, Draw, FaceDataset, cached_images, read_rows
+from agr_lightning.data.index import Index, build_index
+from agr_lightning.data.loading import Batch, Draw, FaceDataset
 from agr_lightning.data.splits import SPLITS
 from agr_lightning.data.transforms import Augmentation, Preset
 from agr_lightning.datamodule import PhotoBatch, UTKFaceDataModule
@@ -64,100 +69,125 @@ def _path(index: Index, row: int) -> Path:
     return index.folder / index.samples["file"][row]
 
 
+def _filled(index: Index, size: int) -> tuple[ImageCache, np.ndarray]:
+    """The cache of an index, and all images in it."""
+    images, rows = ImageCache(index, size), np.arange(len(index.samples))
+    images.fill(rows)
+    return images, images.read(rows)
+
+
+def _refuse(*_: object) -> None:
+    raise AssertionError("decoded again")
+
+
 def test_the_cache_holds_what_decoding_gives(index: Index) -> None:
-    images = np.load(cached_images(index, 40))
+    _, images = _filled(index, 40)
     assert images.shape == (120, 40, 40, 3) and images.dtype == np.uint8
     for row in (0, 57, 119):
         assert (images[row] == resize(read_rgb(_path(index, row)), 40)).all()
 
 
-def test_the_cache_is_made_once_and_anew_when_an_image_changes(tmp_path: Path) -> None:
+def test_only_what_is_needed_is_decoded_and_once(index: Index, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    index, decoded = replace(index, scan=tmp_path / index.scan.name), list[str]()
+    monkeypatch.setattr("agr_lightning.data.cache.read_rgb", lambda file: decoded.append(file) or read_rgb(file))
+    for _ in range(2):
+        ImageCache(index, 32).fill(np.array([3, 50]))
+    assert decoded == [str(_path(index, 3)), str(_path(index, 50))]
+    ImageCache(index, 32).fill(np.arange(60))
+    assert len(decoded) == len(set(decoded)) == 60
+
+
+def test_an_image_that_changes_is_decoded_anew_into_the_same_file(tmp_path: Path) -> None:
     data, cache = tmp_path / "data", tmp_path / "cache"
     for seed in range(3):
         save_noise(data / f"2{seed}_0_1_1.jpg", seed)
 
     def images() -> np.ndarray:
-        return np.load(cached_images(build_index(str(data), str(cache)), 32, str(cache)))
+        return _filled(build_index(str(data), str(cache)), 32)[1]
 
     first = images()
-    files = set(cache.glob("images-*.npy"))
-    assert len(files) == 1 and (images() == first).all() and set(cache.glob("images-*.npy")) == files
     save_noise(data / "21_0_1_1.jpg", 9)
     os.utime(data / "21_0_1_1.jpg", ns=(1, 1))
-    assert (images()[1] != first[1]).any() and (images()[0] == first[0]).all()
+    assert (images()[1] != first[1]).any() and (images()[[0, 2]] == first[[0, 2]]).all()
+    save_noise(data / "20_0_0_0.jpg", 10)  # which comes first
+    assert (images()[[1, 3]] == first[[0, 2]]).all() and len(list(cache.glob("images-*"))) == 1
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "swap"])
+def test_what_is_damaged_in_the_cache_is_decoded_anew(index: Index, tmp_path: Path, damage: str) -> None:
+    index = replace(index, scan=tmp_path / index.scan.name)
+    images, whole = _filled(index, 32)
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    if damage == "flip":
+        for byte in np.random.default_rng(0).integers(0, len(content), 200):
+            content[byte] ^= 1
+    elif damage == "swap":
+        content[-6144:] = content[-3072:] + content[-6144:-3072]
+    file.write_bytes({"cut": content[: len(content) // 2], "empty": b""}.get(damage, content))
+    assert (images.read(np.arange(120)) == whole).all()  # meanwhile
+    file.write_bytes({"cut": content[: len(content) // 2], "empty": b""}.get(damage, content))
+    assert (_filled(index, 32)[1] == whole).all()  # next time
+    assert (_filled(index, 32)[1] == whole).all()
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux what is resident")
-def test_what_was_read_of_the_cache_does_not_stay_in_memory(tmp_path: Path) -> None:
-    images = tmp_path / "images.npy"
-    np.save(images, np.ones((1000, 128, 128, 3), np.uint8))
+def test_what_was_read_of_the_cache_does_not_stay_in_memory(index: Index) -> None:
+    images, _ = _filled(index, 400)
 
     def resident() -> int:
         fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return int(fields["RssFile"].split()[0]) // 1000
 
     before = resident()
-    for start in range(0, 1000, 50):
-        assert read_rows(images, np.arange(start, start + 50)).min() == 1
-    assert resident() - before < 10  # of 49 MB
+    for start in range(0, 120, 10):
+        assert images.read(np.arange(start, start + 10)).any()
+    assert resident() - before < 10  # of 57 MB
 
 
-def test_a_killed_build_leaves_no_cache_and_two_at_once_agree(tmp_path: Path) -> None:
-    """Two processes build the same cache, a third is killed while it does: the array is whole, and there is one."""
+def test_a_killed_build_goes_on_and_two_at_once_agree(tmp_path: Path) -> None:
+    """Two processes fill the same cache, a third is killed while it does: all images are there, and right."""
     data, cache = tmp_path / "data", tmp_path / "cache"
     for seed in range(40):
         save_noise(data / f"2{seed % 10}_0_1_{seed}.jpg", seed)
     code = (
-        "import sys, time, numpy, agr_lightning.data.loading as c; from agr_lightning.data.index import build_index\n"
-        "load = c._load; c._load = lambda *a: time.sleep(0.05) or load(*a)\n"
-        "index = build_index(sys.argv[1], sys.argv[2]); print('building', flush=True)\n"
-        "print(int(numpy.load(c.cached_images(index, 64, sys.argv[2])).sum()))"
+        "import sys, time, numpy, agr_lightning.data.cache as c; from agr_lightning.data.index import build_index\n"
+        "read = c.read_rgb; c.read_rgb = lambda file: time.sleep(0.05) or read(file)\n"
+        "images = c.ImageCache(build_index(sys.argv[1], sys.argv[2]), 64); print('filling', flush=True)\n"
+        "images.fill(numpy.arange(40)); print(int(images.read(numpy.arange(40)).sum()))"
     )
     command = [sys.executable, "-c", code, str(data), str(cache)]
     killed, *others = (subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3))
-    assert killed.stdout is not None and killed.stdout.readline() == "building\n"
+    assert killed.stdout is not None and killed.stdout.readline() == "filling\n"
+    time.sleep(0.3)
     killed.kill()
     killed.communicate()
     sums = {other.communicate(timeout=120)[0].split()[-1] for other in others}
-    (built,) = cache.glob("images-*.npy")
     index = build_index(str(data), str(cache))
-    assert cached_images(index, 64, str(cache)) == built
-    whole = np.load(built)
-    assert sums == {str(whole.sum())} and whole.shape == (40, 64, 64, 3)
+    _, whole = _filled(index, 64)
+    assert sums == {str(whole.sum())} and len(list(cache.glob("images-*"))) == 1
     assert (whole[7] == resize(read_rgb(_path(index, 7)), 64)).all()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits file sizes as Unix does")
-def test_a_full_disk_names_the_file_and_leaves_nothing(index: Index, tmp_path: Path) -> None:
+def test_a_full_disk_names_the_file_and_keeps_what_is_whole(index: Index, tmp_path: Path) -> None:
+    index = replace(index, scan=tmp_path / index.scan.name)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
         with pytest.raises(OSError, match=r"File too large.*images-32"):
-            cached_images(index, 32, str(tmp_path))
+            _filled(index, 32)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_a_killed_build_left_is_swept_up(index: Index, tmp_path: Path) -> None:
-    cached_images(index, 32, str(tmp_path))
-    (built,) = tmp_path.iterdir()
-    name = built.name
-    built.unlink()
-    old, new = tmp_path / f".{name}.a.partial", tmp_path / f".{name}.b.partial"
-    for partial in (old, new):
-        partial.touch()
-    os.utime(old, (1, 1))
-    cached_images(index, 32, str(tmp_path))
-    assert {path.name for path in tmp_path.iterdir()} == {name, new.name}
+    assert (_filled(index, 32)[1][:3] == [resize(read_rgb(_path(index, row)), 32) for row in range(3)]).all()
 
 
 def test_an_image_that_vanishes_meanwhile_is_named(tmp_path: Path) -> None:
     save_noise(tmp_path / "data" / "20_0_1_1.jpg")
-    index = build_index(str(tmp_path / "data"))
+    index = build_index(str(tmp_path / "data"), str(tmp_path / "cache"))
     (tmp_path / "data" / "20_0_1_1.jpg").unlink()
     with pytest.raises(UserError, match=r"20_0_1_1\.jpg has changed"):
-        cached_images(index, 32, str(tmp_path / "cache"))
+        _filled(index, 32)
 
 
 def test_resize_squeezes_into_a_square() -> None:
@@ -306,11 +336,10 @@ def test_an_epoch_begins_with_its_first_batch(monkeypatch: pytest.MonkeyPatch, w
     assert found == next(iter(module.train_dataloader())).index.tolist() != first
 
 
-def test_workers_do_not_share_their_draws(tmp_path: Path) -> None:
+def test_workers_do_not_share_their_draws(index: Index) -> None:
     """The same picture in all places: what two workers make of it must differ."""
-    images = tmp_path / "images.npy"
-    np.save(images, np.broadcast_to(PICTURE, (64, 48, 48, 3)))
-    samples = pd.DataFrame({"row": range(64), "age": 30, "gender": 0, "race": 0})
+    images, _ = _filled(index, 48)
+    samples = pd.DataFrame({"row": [0] * 64, "age": 30, "gender": 0, "race": 0})
     dataset = FaceDataset(samples, images, Augmentation("strong", 48), seed=0)
     loader = torch.utils.data.DataLoader(
         dataset, 16, sampler=[Draw(0, i, i) for i in range(64)], collate_fn=Batch._make, num_workers=2
@@ -357,7 +386,9 @@ def test_age_range_is_kept_in_all_splits() -> None:
 def test_nothing_is_read_or_split_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     module = _module()
     before = module.samples("train")
-    for name in ("datamodule.build_index", "datamodule.make_split", "data.loading.read_rgb"):
+    for split in SPLITS:
+        module.faces(split, [0])
+    for name in ("datamodule.build_index", "datamodule.make_split", "data.cache.read_rgb"):
         monkeypatch.setattr(f"agr_lightning.{name}", None)
     for stage in ("fit", "validate", "test"):
         module.prepare_data()
@@ -366,11 +397,11 @@ def test_nothing_is_read_or_split_twice(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 class _Weights(lightning.LightningModule):
-    """A module that has seen the images of these names."""
+    """A module that has seen these samples."""
 
-    def __init__(self, training: list[str], validation: list[str]) -> None:
+    def __init__(self, training: pd.DataFrame, validation: pd.DataFrame) -> None:
         super().__init__()
-        self.seen: Seen | None = dict(zip(SEEN, map(fingerprints, (training, validation)), strict=True))
+        self.seen: Seen | None = dict(zip(SEEN, map(of_samples, (training, validation)), strict=True))
         self.shown: list[int] = []
 
     def validation_step(self, batch: tuple[torch.Tensor, ...], batch_idx: int) -> None:
@@ -391,30 +422,45 @@ def _evaluate(module: _Weights, data: UTKFaceDataModule, stage: str) -> list[str
 
 def test_nothing_is_measured_on_what_the_weights_have_seen(caplog: pytest.LogCaptureFixture) -> None:
     data = _module()
-    val, test = (list(data.samples(name)["name"]) for name in ("val", "test"))  # type: ignore[arg-type]
+    val, test = (data.samples(name) for name in ("val", "test"))  # type: ignore[arg-type]
     caplog.set_level("INFO")
-    module = _Weights([f"elsewhere/{val[0]}", test[1]], [val[2], test[3]])
-    assert _evaluate(module, data, "validate") == [val[1], *val[2:]]
+    module = _Weights(pd.concat([val[:1], test[1:2]]), pd.concat([val[2:3], test[3:4]]))
+    assert _evaluate(module, data, "validate") == list(val["name"][1:])
     assert f"1 of {len(val)} val images left out" in caplog.text
-    assert _evaluate(module, data, "test") == [test[0], test[2], *test[4:]]
+    assert _evaluate(module, data, "test") == list(test["name"].drop([1, 3]))
     # Weights are known when loaders are made, and other weights have seen other images.
-    assert _evaluate(_Weights([], []), data, "test") == test
+    assert _evaluate(_Weights(test[:0], test[:0]), data, "test") == list(test["name"])
     assert "It is not known" not in caplog.text
     module.seen = None
-    assert _evaluate(module, data, "test") == test
+    assert _evaluate(module, data, "test") == list(test["name"])
     assert "It is not known whether these weights have seen images of test" in caplog.text
     with pytest.raises(UserError, match="have seen all images for test"):
-        _evaluate(_Weights(test, []), data, "test")
+        _evaluate(_Weights(test, test[:0]), data, "test")
 
 
-def test_copies_of_what_the_weights_have_seen_are_left_out_too(cards: Path, tmp_path: Path) -> None:
-    names = sorted(card.name for card in cards.iterdir())
-    for name in names[:30]:
-        os.link(cards / name, tmp_path / name)
-    os.link(cards / names[3], tmp_path / "50_0_0_renamed.jpg")
-    data = UTKFaceDataModule(test_root=str(tmp_path), num_workers=0, image_size=32)
-    found = _evaluate(_Weights([names[3]], []), data, "test")
-    assert len(found) == 29 and not {names[3], "50_0_0_renamed.jpg"} & set(found)
+def test_photos_that_the_weights_have_seen_are_known_by_any_name_and_form(tmp_path: Path) -> None:
+    (tmp_path / "before").mkdir()
+    for seed in range(40):
+        pixels = np.random.default_rng(seed).integers(0, 256, (24, 24, 3), np.uint8)
+        photo = Image.fromarray(pixels).resize((200, 200), Image.Resampling.BICUBIC)
+        photo.save(tmp_path / "before" / f"2{seed % 10}_0_1_{seed}.jpg.chip.jpg")
+    seen = build_index(str(tmp_path / "before")).samples[:30]
+    changes = {
+        "renamed.jpg": lambda image: image,
+        "converted.png": lambda image: image,
+        "small.png": lambda image: image.resize((64, 64)),
+        "grey.jpg": lambda image: image.convert("L"),
+        "dark.webp": lambda image: image.point(lambda value: value * 0.4),
+    }
+    for name, change in changes.items():
+        for seed in range(40):
+            with Image.open(tmp_path / "before" / f"2{seed % 10}_0_1_{seed}.jpg.chip.jpg") as image:
+                (tmp_path / name).mkdir(exist_ok=True)
+                change(image).save(tmp_path / name / f"30_1_2_{seed}{Path(name).suffix}", quality=70)
+        data = UTKFaceDataModule(test_root=str(tmp_path / name), num_workers=0, image_size=32)
+        found = _evaluate(_Weights(seen, seen[:0]), data, "test")
+        left = {str(file).split("_")[3].split(".")[0] for file in seen["file"]}
+        assert {Path(file).stem.split("_")[3] for file in found} == {str(seed) for seed in range(40)} - left, name
 
 
 def test_photos_come_with_their_faces(tmp_path: Path) -> None:

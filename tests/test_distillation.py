@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from agr_lightning.checkpoints import KEY, SEEN, TrainedNetwork, describe, load_trained, write_safetensors
+from agr_lightning.data.cards import draw_cards
+from agr_lightning.data.duplicates import of_samples
+from agr_lightning.data.index import build_index
 from agr_lightning.distillation import Distillation
 from agr_lightning.labels import Task
 from agr_lightning.messages import UserError
@@ -106,7 +109,8 @@ def test_weights_that_cannot_be(weight: float) -> None:
 
 def _teacher(path: Path, tasks: tuple[Task, ...], *images: list[int]) -> str:
     network = _network(tasks=tasks)
-    seen = {name: np.array(each, np.int64) for name, each in zip(SEEN, images, strict=True)}
+    bits = [np.repeat(np.array(each, np.uint8), 32).reshape(-1, 32) for each in images]
+    seen = dict(zip(SEEN, bits, strict=True))
     write_safetensors(path, TrainedNetwork(network.config, network.state_dict(), seen, {}, 0))
     return str(path)
 
@@ -155,12 +159,10 @@ def test_a_short_training_gains_from_a_teacher_alone(trained: Path, here: Path, 
 
 
 def test_nothing_is_tested_on_what_a_teacher_has_seen(trained: Path, here: Path, run: Run) -> None:
-    from agr_lightning.data.index import fingerprints
-
-    def seen(path: Path) -> set[int]:
+    def seen(path: Path) -> set[bytes]:
         found = load_trained(str(path))
         assert found.seen is not None
-        return set(np.concatenate([*found.seen.values()]).tolist())
+        return set(map(bytes, np.concatenate([*found.seen.values()])))
 
     copy_run(trained, here)
     assert run("export", "--ckpt_path", "best", "--output", "teacher.safetensors")[0] == 0
@@ -173,8 +175,9 @@ def test_nothing_is_tested_on_what_a_teacher_has_seen(trained: Path, here: Path,
     folder = max((here / "lightning_logs").glob("version_*"))
     # The teacher is not needed to know what it had seen.
     shutil.rmtree(here / "lightning_logs" / "version_0")
-    own = (folder / "splits" / "train.txt").read_text().split()
-    assert seen(folder / "checkpoints" / "last.ckpt") >= teacher_seen | set(fingerprints(own).tolist())
+    cards = build_index(str(draw_cards(1200, 3))).samples.set_index("name")
+    own = cards.loc[(folder / "splits" / "train.txt").read_text().split()]
+    assert seen(folder / "checkpoints" / "last.ckpt") >= teacher_seen | set(map(bytes, of_samples(own)))
 
 
 @pytest.mark.parametrize(

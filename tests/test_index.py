@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import shutil
@@ -12,8 +13,8 @@ from PIL import Image
 from scipy.sparse.csgraph import connected_components
 
 from agr_lightning.audit import audit
-from agr_lightning.data.duplicates import find_groups
-from agr_lightning.data.index import Index, build_index, fingerprints, shared_photos
+from agr_lightning.data.duplicates import are_known, find_groups, fingerprints
+from agr_lightning.data.index import Index, build_index, shared_photos
 from agr_lightning.messages import UserError
 from tests.conftest import save_noise
 
@@ -176,8 +177,19 @@ def test_names_that_no_list_could_hold_are_rejected(tmp_path: Path, folder: str 
 
 def test_fingerprints_stay_what_they_are() -> None:
     # Every trained network carries them: whoever changes this makes these forget what they have seen.
-    assert fingerprints(["20_0_1_1.jpg", "a/20_0_1_1.jpg"]).tolist() == [-974567307271899084] * 2
-    assert fingerprints([]).dtype == np.int64
+    looks = np.random.default_rng(0).integers(0, 256, (1, 32, 32), np.uint8)
+    assert hashlib.sha256(fingerprints(looks).tobytes()).hexdigest()[:8] == "374255ea"
+    assert fingerprints(looks[:0]).shape == (0, 32)
+
+
+def test_fingerprints_are_known_within_some_bits() -> None:
+    known = np.random.default_rng(0).integers(0, 256, (500, 32), np.uint8)
+    asked = np.repeat(known[7:8], 4, 0)
+    asked[1, 0] ^= 0b11
+    asked[2, [3, 9]] ^= 0b11
+    asked[3] = ~asked[3]
+    assert are_known(asked, known, 3).tolist() == [True, True, False, False]
+    assert not are_known(asked, known[:0]).any() and are_known(asked[:0], known).shape == (0,)
 
 
 def test_groups_are_named_by_their_first_member() -> None:

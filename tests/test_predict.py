@@ -604,13 +604,14 @@ def test_threads_do_not_disturb_each_other(predictor: Predictor) -> None:
 def test_found_faces_are_as_good_as_the_crops(utkface: Path) -> None:
     """UTKFace's crops, turned and put into larger pictures: what is found there is answered as well as the crops."""
     from agr_lightning.checkpoints import load_trained
+    from agr_lightning.data.duplicates import are_known, of_samples
     from agr_lightning.data.images import read_rgb
-    from agr_lightning.data.index import fingerprints
+    from agr_lightning.data.index import build_index
 
     shipped = load_trained()
     seen = np.concatenate([*shipped.seen.values()])
-    files = sorted(utkface.rglob("*.jpg"))
-    files = np.array(files)[~np.isin(fingerprints([file.name for file in files]), seen)].tolist()
+    samples = build_index(str(utkface)).samples
+    files = [utkface / file for file in samples["file"][~are_known(of_samples(samples), seen)]]
     random = np.random.default_rng(0)
     crops, pictures, ages = [], [], []
     for place in random.choice(len(files), 80, replace=False):

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from agr_lightning import AGRModule, Predictor, UTKFaceDataModule
 from agr_lightning.callbacks import ConfigWriter, PredictionWriter, ResultsWriter, training_callbacks
 from agr_lightning.checkpoints import load_trained
+from agr_lightning.data.duplicates import are_known, of_samples
 from agr_lightning.data.images import read_rgb
-from agr_lightning.data.index import fingerprints
 from agr_lightning.messages import UserError
 from tests.conftest import FAST
 
@@ -81,8 +81,8 @@ def test_what_initial_weights_and_teachers_have_seen_is_left_out_of_tests(here: 
         data = UTKFaceDataModule(**DATA | {"synthetic": 1200, "seed": 1})  # type: ignore[arg-type]
         trainer = _trainer(max_steps=1)
         trainer.fit(AGRModule(image_size=32, **options), data)  # type: ignore[arg-type]
-        names = set(fingerprints(data.samples("test")["name"]).tolist())
-        assert seen.seen is not None and not names & set(seen.seen["training_images"].tolist())
+        tested = of_samples(data.samples("test"))
+        assert seen.seen is not None and len(tested) and not are_known(tested, seen.seen["training_images"], 0).any()
 
 
 def test_a_trainer_tests_on_what_the_weights_have_not_seen(run: Run, here: Path, trained: Path) -> None:

@@ -1,12 +1,15 @@
-"""Which images show the same photo: byte-identical, recompressed, or slightly shifted.
+"""Which images show the same photo: byte-identical, recompressed, or slightly shifted; also where one is gone.
 
 What is compared is found with room for rounding, and decided by integers, so that every machine finds the same groups.
 """
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.fft import dctn
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
@@ -26,6 +29,10 @@ _MIN_CORRELATION = 0.97
 _REACH, _DIMENSIONS = math.sqrt(2 - 2 * _MIN_CORRELATION) + 1e-3, 10
 
 _ROWS_AT_ONCE = 1024
+
+# Bits of a fingerprint by which images of one photo may differ. Of 18,974 images of UTKFace none is nearer to another
+# photo than 44; copies in another format or with 64 pixels differ in fewer than 30.
+COPY_BITS = 40
 
 
 def find_groups(thumbnails: NDArray[np.uint8], digests: ArrayLike) -> NDArray[np.int64]:
@@ -47,6 +54,37 @@ def find_groups(thumbnails: NDArray[np.uint8], digests: ArrayLike) -> NDArray[np
     graph = coo_matrix((np.ones(len(pairs), np.int8), pairs.T), shape=(n, n))
     _, first, group = np.unique(connected_components(graph)[1], return_index=True, return_inverse=True)
     return np.asarray(first[group], np.int64)
+
+
+def fingerprints(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What tells a photo from others when it is gone, and not whom it shows: 256 bits an image, uint8 ``(n, 32)``.
+
+    The signs of the 16x16 lowest frequencies of grayscale thumbnails, uint8 ``(n, 32, 32)``. Source: Zauner,
+    "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, section 3.2.
+    """
+    found = [np.empty((0, 32), np.uint8)]
+    for start in range(0, len(thumbnails), _ROWS_AT_ONCE):
+        waves = dctn(thumbnails[start : start + _ROWS_AT_ONCE].astype(np.float64), axes=(1, 2))[:, :16, :16]
+        found.append(np.packbits((waves > 0).reshape(-1, 256), axis=1))
+    return np.concatenate(found)
+
+
+def of_samples(samples: pd.DataFrame) -> NDArray[np.uint8]:
+    """The fingerprints in a table of samples, uint8 ``(samples, 32)``."""
+    return np.array([*samples["fingerprint"]], np.uint8).reshape(-1, 32)
+
+
+def are_known(images: NDArray[np.uint8], known: NDArray[np.uint8], bits: int = COPY_BITS) -> NDArray[np.bool_]:
+    """Whether each fingerprint, ``(n, 32)``, differs from one of the known ones in at most so many bits, ``(n,)``."""
+    words = np.ascontiguousarray(known).view(np.uint64).T.copy()
+
+    def is_known(image: NDArray[np.uint64]) -> bool:
+        differing = (np.bitwise_count(word ^ one) for word, one in zip(words, image, strict=True))
+        return bool((sum(differing, np.uint16(0)) <= bits).any())
+
+    with ThreadPoolExecutor(usable_cpus()) as pool:
+        found = pool.map(is_known, np.ascontiguousarray(images).view(np.uint64), chunksize=256)
+        return np.fromiter(found, np.bool_, len(images))
 
 
 def _near_pairs(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -5,7 +5,6 @@ import os
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +15,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from agr_lightning.data.duplicates import THUMBNAIL, find_groups
+from agr_lightning.data.duplicates import THUMBNAIL, find_groups, fingerprints
 from agr_lightning.data.images import CANNOT_BE_READ, ImageError, decode_photo, read_bytes
 from agr_lightning.files import atomic_folder, atomic_write, cache_folder, stamp, usable_cpus, user_path, walk_files
 from agr_lightning.labels import MISSING, LabelError, parse_name
 from agr_lightning.messages import UserError
 
 # Part of the name of every stored scan: raise it when what is stored, or how it is computed, changes.
-_SCAN_VERSION = 5
-_SCAN = ["file", "size", "mtime_ns", "reason", "digest", "thumbnail", "group"]
+_SCAN_VERSION = 6
+_SCAN = ["file", "size", "mtime_ns", "reason", "digest", "thumbnail", "group", "fingerprint"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class Index:
     Attributes:
         samples: the usable images, sorted by name, with the columns ``name`` (the file name; the path where two
             files have one name), ``file`` (path below the folder), ``size`` and ``mtime_ns`` of the file, ``age``,
-            ``gender``, ``race`` (codes of ``labels``), ``group`` (shared by those that show the same photo) and
-            ``row`` (in this index, and in the array of cached images).
+            ``gender``, ``race`` (codes of ``labels``), ``group`` (shared by those that show the same photo),
+            ``fingerprint`` (of the photo, uint8 ``(32,)``) and ``row`` (in this index, and among its cached images).
         rejects: why other files are not used, by their path, sorted.
         scan: file that stores what was seen in the images.
     """
@@ -45,6 +44,11 @@ class Index:
     samples: pd.DataFrame
     rejects: dict[str, str]
     scan: Path
+
+    @property
+    def key(self) -> str:
+        """Part of the names of all files that are derived from its folder."""
+        return self.scan.stem.rpartition("-")[2]
 
     def summary(self) -> str:
         """One line: how many images are used, how many are not, and why."""
@@ -86,7 +90,7 @@ def build_index(root: str, cache_dir: str | None = None, option: str = "--data.r
     samples = scan[usable]
     names = samples["name"].where(~samples.duplicated("name", keep=False), samples["file"])
     samples = samples.assign(name=names).sort_values("name", ignore_index=True).assign(row=np.arange(len(samples)))
-    columns = ["name", "file", "size", "mtime_ns", "age", "gender", "race", "group", "row"]
+    columns = ["name", "file", "size", "mtime_ns", "age", "gender", "race", "group", "fingerprint", "row"]
     return Index(root, folder, samples[columns], rejects, stored)
 
 
@@ -95,12 +99,6 @@ def shared_photos(index: Index, other: Index) -> NDArray[np.bool_]:
     scans = pd.concat([_load(each.scan).set_index("file").loc[each.samples["file"]] for each in (other, index)])
     theirs, ours = np.split(find_groups(np.stack(scans["thumbnail"]), scans["digest"]), [len(other.samples)])
     return np.isin(ours, theirs)
-
-
-def fingerprints(names: Iterable[str]) -> NDArray[np.int64]:
-    """A number for each file name, whatever its folder, int64 ``(n,)``; two names share one with a chance of 2^-64."""
-    plain = (name.rpartition("/")[2].encode() for name in names)
-    return np.array([int.from_bytes(hashlib.sha256(name).digest()[:8], signed=True) for name in plain], np.int64)
 
 
 def _read_labels(files: list[str]) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -134,10 +132,11 @@ def _scan(folder: Path, files: list[str], stored: Path) -> pd.DataFrame:
         found = pool.map(lambda each: _look(folder / each[0]), new)
         bar = tqdm(found, "Checking images", len(new), unit="image", delay=2, leave=False, disable=None)
         known.update(zip(new, bar, strict=True))
-    scan = pd.DataFrame([(*each, *known[each], row) for row, each in enumerate(stamps)], columns=_SCAN)
+    scan = pd.DataFrame([(*each, *known[each], row) for row, each in enumerate(stamps)], columns=_SCAN[:-1])
     images = np.flatnonzero(scan["reason"] == "")
     thumbnails = np.array([*scan["thumbnail"][images]], np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL)
     scan.loc[images, "group"] = images[find_groups(thumbnails, scan["digest"][images])]
+    scan["fingerprint"] = [*fingerprints(np.stack(scan["thumbnail"]))]
     with atomic_write(stored) as output:
         np.savez(output, *(np.array(scan[name].tolist()) for name in _SCAN))
     return scan

@@ -1,9 +1,6 @@
-"""Samples -> their decoded images, in one array on disk -> batches: in which order, and how they are put together."""
+"""Samples and their decoded images -> batches: in which order, and how they are put together."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,19 +9,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from tqdm import tqdm
 
-from agr_lightning.data.images import ImageError, read_rgb, resize
-from agr_lightning.data.index import Index
+from agr_lightning.data.cache import ImageCache
 from agr_lightning.data.transforms import Augmentation
-from agr_lightning.files import atomic_write, cache_folder, usable_cpus
-from agr_lightning.messages import UserError
-
-# Part of every cache file's name: raise it when the pixels of the same files would differ.
-_CACHE_VERSION = 1
-
-# Images that are decoded before they are written, so that threads do not run ahead of a slow disk.
-_PORTION = 1024
 
 
 class Batch(NamedTuple):
@@ -113,12 +100,12 @@ def balancing_weights(classes: ArrayLike) -> NDArray[np.float64]:
 class FaceDataset(Dataset[Batch]):
     """Labelled images, fetched a whole batch at a time.
 
-    ``samples["row"]`` are rows of ``images``, a file of cached images. An ``augmentation`` changes each image that is
+    ``samples["row"]`` are rows of ``images``. An ``augmentation`` changes each image that is
     drawn, by ``seed`` and the draw's epoch and position.
     """
 
     def __init__(
-        self, samples: pd.DataFrame, images: Path, augmentation: Augmentation | None = None, seed: int = 0
+        self, samples: pd.DataFrame, images: ImageCache, augmentation: Augmentation | None = None, seed: int = 0
     ) -> None:
         self._images, self._augmentation, self._seed = images, augmentation, seed
         # Numbers alone: names would be copied to every loader worker.
@@ -133,7 +120,7 @@ class FaceDataset(Dataset[Batch]):
         """The batch of these draws, or of these indices; what a DataLoader asks for."""
         known = [draw if isinstance(draw, Draw) else Draw(0, draw, draw) for draw in draws]
         index = np.array([draw.index for draw in known])
-        images = read_rows(self._images, self._rows[index])
+        images = self._images.read(self._rows[index])
         if self._augmentation is not None:
             for image, draw in zip(images, known, strict=True):
                 image[:] = self._augmentation(image, (self._seed, draw.epoch, draw.position))
@@ -155,46 +142,3 @@ class LazyDataLoader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         yield from super().__iter__()
-
-
-def cached_images(index: Index, size: int, cache_dir: str | None = None) -> Path:
-    """The .npy file with the images of an index, decoded and resized: uint8 ``(samples, size, size, 3)``, RGB.
-
-    The file is made in the first call and found in later ones, by the images' paths, sizes and times of change; its
-    rows are the ``row`` of the samples. Raises UserError when an image has become unreadable meanwhile.
-    """
-    key = hashlib.sha256(f"{_CACHE_VERSION} {size}".encode())
-    for file, *stamp in index.samples[["file", "size", "mtime_ns"]].itertuples(index=False):
-        key.update(f"{index.folder}/{file}|{tuple(stamp)}\n".encode("utf-8", "surrogateescape"))
-    path = cache_folder(cache_dir) / f"images-{size}-{key.hexdigest()[:16]}.npy"
-    if path.exists():
-        return path
-    files = [f"{index.folder}/{file}" for file in index.samples["file"]]
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), size, size, 3)}
-    bar = tqdm(desc="Decoding images", total=len(files), unit="image", delay=2, leave=False, disable=None)
-    with atomic_write(path) as output, ThreadPoolExecutor(usable_cpus()) as pool, bar:
-        np.lib.format.write_array_header_1_0(output, header)
-        for start in range(0, len(files), _PORTION):
-            for image in pool.map(lambda file: _load(file, size), files[start : start + _PORTION]):
-                output.write(image.tobytes())
-                bar.update()
-    return path
-
-
-def read_rows(path: Path, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """These rows of a cache file; read, since what is mapped counts as this process's memory."""
-    cached = np.load(path, mmap_mode="r")
-    images = np.empty((len(rows), *cached.shape[1:]), np.uint8)
-    with path.open("rb", buffering=0) as file:
-        for row, image in zip(rows.tolist(), images, strict=True):
-            file.seek(cached.offset + row * image.nbytes)
-            if file.readinto(image) < image.nbytes:
-                raise UserError(f"{path} was cut short meanwhile: remove it.")
-    return images
-
-
-def _load(file: str, size: int) -> NDArray[np.uint8]:
-    try:
-        return resize(read_rgb(file), size)
-    except ImageError as error:
-        raise UserError(f"{file} has changed since it was checked: {error}. Run the command again.") from None
