@@ -54,15 +54,11 @@ def main() -> None:
     index = build_index(chosen.root)
     samples, known = index.samples, of_samples(index.samples)
     some = np.random.default_rng(0).permutation(len(samples))[: chosen.images]
-    print("\n| change | recognised |\n|---|---|")
+    print(f"\n{len(some):,} changed images\n\n| change | recognised |\n|---|---|")
     for name, (change, format, quality) in CHANGES.items():
         options = {"quality": quality} if quality else {}
-        found = [
-            _fingerprint(
-                _saved(change(Image.open(index.folder / samples["file"][row]).convert("RGB")), format, **options)
-            )
-            for row in some
-        ]
+        images = (Image.open(index.folder / samples["file"][row]).convert("RGB") for row in some)
+        found = [_fingerprint(_saved(change(image), format, **options)) for image in images]
         differing = np.bitwise_count(np.array(found) ^ known[some]).sum(1)
         print(f"| {name} | {(differing <= COPY_BITS).mean():.1%} |", flush=True)
     groups = samples["group"].to_numpy()
