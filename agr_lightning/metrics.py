@@ -28,9 +28,17 @@ class MaskedAccuracy(MulticlassAccuracy):
         return super().compute() if counted > 0 else torch.full_like(counted, torch.nan, dtype=torch.float32)
 
 
+class MaskedError(MeanAbsoluteError):
+    """Mean absolute error over the labelled samples; NaN when no sample is labelled."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        known = target != MISSING
+        super().update(preds[known], target[known])
+
+
 # The scores of a stage, by the name under which they are logged: the task, and what measures it.
 SCORES: dict[str, tuple[Task, Callable[[], Metric]]] = {
-    "age_mae": ("age", MeanAbsoluteError),
+    "age_mae": ("age", MaskedError),
     "gender_acc": ("gender", lambda: MaskedAccuracy(len(GENDERS))),
     "race_acc": ("race", lambda: MaskedAccuracy(len(RACES))),
 }

@@ -24,6 +24,7 @@ from agr_lightning.models.config import AgeLossName, AgeReadout, NetworkConfig
 from agr_lightning.models.network import AGRNetwork
 
 YEARS, TARGET = torch.tensor([10.0, 22.0, 35.0]), torch.tensor([12.0, 22.0, 30.0])
+DECIMAL = torch.tensor([12.25, 22.0, 30.9])
 LOGITS = torch.randn(3, AGES, generator=torch.Generator().manual_seed(0))
 BINS = np.arange(AGES)
 
@@ -41,31 +42,49 @@ def test_losses_of_a_number_follow_their_formula(name: AgeLossName, value: float
     assert AGE_LOSSES[name].function(YEARS, TARGET).item() == pytest.approx(value)
 
 
-def test_dldl_is_divergence_from_a_gaussian_and_error_of_the_mean() -> None:
+@pytest.mark.parametrize("target", [TARGET, DECIMAL])
+def test_dldl_is_divergence_from_a_gaussian_and_error_of_the_mean(target: torch.Tensor) -> None:
     p, expected = _softmax(LOGITS), 0.0
-    for row, t in zip(p, TARGET.tolist(), strict=True):
+    for row, t in zip(p, target.tolist(), strict=True):
         g = np.exp(-((BINS - t) ** 2) / 8)
         g /= g.sum()
         expected += (g * (np.log(g + 1e-300) - np.log(row))).sum() + abs((row * BINS).sum() - t)
-    assert dldl_loss(LOGITS, TARGET).item() == pytest.approx(expected / 3, rel=1e-5)
+    assert dldl_loss(LOGITS, target).item() == pytest.approx(expected / 3, rel=1e-5)
 
 
-def test_mean_variance_has_its_three_terms() -> None:
+@pytest.mark.parametrize("target", [TARGET, DECIMAL])
+def test_mean_variance_has_its_three_terms(target: torch.Tensor) -> None:
     p, expected = _softmax(LOGITS), 0.0
-    for row, t in zip(p, TARGET.tolist(), strict=True):
+    for row, t in zip(p, target.tolist(), strict=True):
         mean = (row * BINS).sum()
         variance = (row * BINS**2).sum() - mean**2
-        expected += -np.log(row[int(t)]) + 0.2 * (mean - t) ** 2 / 2 + 0.05 * variance
-    assert mean_variance_loss(LOGITS, TARGET).item() == pytest.approx(expected / 3, rel=1e-5)
+        entropy = np.interp(t, BINS, -np.log(row))
+        expected += entropy + 0.2 * (mean - t) ** 2 / 2 + 0.05 * variance
+    assert mean_variance_loss(LOGITS, target).item() == pytest.approx(expected / 3, rel=1e-5)
 
 
-def test_coral_asks_every_threshold() -> None:
+@pytest.mark.parametrize("target", [TARGET, DECIMAL])
+def test_coral_asks_every_threshold(target: torch.Tensor) -> None:
     logits = LOGITS[:, :-1]
     q, expected = 1 / (1 + np.exp(-logits.numpy().astype(np.float64))), 0.0
-    for row, t in zip(q, TARGET.tolist(), strict=True):
-        passed = BINS[:-1] < t
-        expected -= np.log(row[passed]).sum() + np.log(1 - row[~passed]).sum()
-    assert coral_loss(logits, TARGET).item() == pytest.approx(expected / 3, rel=1e-5)
+    for row, t in zip(q, target.tolist(), strict=True):
+        passed = np.where(BINS[:-1] == int(t), t % 1, BINS[:-1] < t)
+        expected -= (passed * np.log(row) + (1 - passed) * np.log(1 - row)).sum()
+    assert coral_loss(logits, target).item() == pytest.approx(expected / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", AGE_LOSSES)
+@pytest.mark.parametrize("age", [29.0, 29.4, 0.6])
+def test_a_decimal_age_is_what_is_learnt(name: AgeLossName, age: float) -> None:
+    head = AGE_LOSSES[name].head(4, None)
+    output = torch.full_like(head(torch.zeros(1, 4)), 20 if isinstance(head, AgeRegression) else 0).requires_grad_()
+    optimizer = torch.optim.Adam([output], 0.3)
+    for _ in range(1000):
+        optimizer.zero_grad()
+        AGE_LOSSES[name].function(output, torch.tensor([age])).backward()
+        optimizer.step()
+    # The Gaussian of dldl is cut off at 0 years, and so its mean is above 0.6.
+    assert head.years(output).item() == pytest.approx(age, abs=1.2 if (name, age) == ("dldl", 0.6) else 0.11)
 
 
 @pytest.mark.parametrize("name", AGE_LOSSES)

@@ -6,7 +6,7 @@ import math
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import timm
@@ -21,7 +21,7 @@ from agr_lightning.labels import MISSING, TASKS, Task
 from agr_lightning.messages import UserError
 from agr_lightning.models.age import AGES
 from agr_lightning.models.backbones import OURS, TORCHVISION, TwoBranchCNN, build_backbone
-from agr_lightning.models.config import NetworkConfig
+from agr_lightning.models.config import AgeLossName, NetworkConfig
 from agr_lightning.models.initial_weights import load_pretrained, load_state
 from agr_lightning.models.losses import JointLoss, LossWeights, balanced_weights
 from agr_lightning.models.network import AGRNetwork
@@ -343,6 +343,24 @@ def test_samples_without_race_train_the_other_tasks() -> None:
     assert math.isfinite(loss.total(none).item())
 
 
+@pytest.mark.parametrize("name", get_args(AgeLossName))
+def test_samples_without_age_train_the_other_tasks(name: AgeLossName) -> None:
+    torch.manual_seed(0)
+    loss, head = JointLoss(name, LossWeights()), network(tasks=("age",), age_loss=name).heads["age"]
+    age = head(torch.randn(3, head.weight.shape[1])).detach().requires_grad_()
+    outputs: dict[Task, torch.Tensor] = {"age": age, "gender": torch.randn(3, 2)}
+    ages, gender = torch.tensor([MISSING, 29.5, MISSING]), torch.tensor([0, MISSING, 1])
+    some = loss(outputs, {"age": ages, "gender": gender})
+    assert some["age"].item() == pytest.approx(loss({"age": age[1:2]}, {"age": ages[1:2]})["age"].item())
+    assert some["gender"].item() == pytest.approx(F.cross_entropy(outputs["gender"][::2], gender[::2]).item())
+    some["age"].backward()
+    assert age.grad is not None and (age.grad[::2] == 0).all() and (age.grad[1] != 0).any()
+    age.grad = None
+    none = loss(outputs, {"age": torch.full((3,), float(MISSING)), "gender": gender})
+    none["age"].backward()
+    assert none["age"].item() == 0 and (age.grad == 0).all() and none["gender"] == some["gender"]
+
+
 @pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])
 def test_loss_weights_that_cannot_work(weight: float) -> None:
     with pytest.raises(UserError, match=r"--model\.loss_weights\.gender"):
@@ -387,13 +405,15 @@ def test_mixed_precision_does_not_coarsen_the_age_loss() -> None:
             assert loss({"age": logits}, labels)["age"].item() == pytest.approx(exact.item(), rel=1e-6), name
 
 
-def test_a_task_without_labels_does_not_change_its_learned_weight() -> None:
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_without_labels_does_not_change_its_learned_weight(task: Task) -> None:
     loss = JointLoss("l1", LossWeights(), weighting="uncertainty")
     outputs: dict[Task, torch.Tensor] = {"age": YEARS.clone().requires_grad_(), "race": torch.randn(3, 5)}
     outputs["gender"] = torch.randn(3, 2)
-    loss.total(loss(outputs, _labels([MISSING] * 3))).backward()
-    learned = loss.log_variance
-    assert learned["race"].grad.item() == 0 and learned["age"].grad.item() != 0
+    labels = _labels([1, 2, 3])
+    labels[task] = torch.full_like(labels[task], MISSING)
+    loss.total(loss(outputs, labels)).backward()
+    assert {each for each, learned in loss.log_variance.items() if learned.grad.item() != 0} == {*TASKS} - {task}
 
 
 def test_race_weights_multiply_each_sample_by_its_label() -> None:

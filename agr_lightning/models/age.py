@@ -124,7 +124,7 @@ def dldl_loss(logits: Tensor, target: Tensor) -> Tensor:
 def mean_variance_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy, error of the mean, and spread: ``mean(-log p_t + 0.1 (m - t)^2 + 0.05 v)``.
 
-    ``m`` and ``v`` are mean and variance of the softmax ``p``; labels are rounded to a year.
+    ``m`` and ``v`` are mean and variance of the softmax ``p``; of a decimal age t both years beside it have a part.
     Source: Pan et al., "Mean-Variance Loss for Deep Age Estimation from a Face", CVPR 2018, equation 6 with
     ``lambda_1 = 0.2`` (of half the squared error) and ``lambda_2 = 0.05``.
     """
@@ -132,22 +132,23 @@ def mean_variance_loss(logits: Tensor, target: Tensor) -> Tensor:
     probabilities = logits.softmax(1)
     mean = probabilities @ ages
     variance = (probabilities * (ages - mean[:, None]) ** 2).sum(1)
-    entropy = F.cross_entropy(logits, target.round().long())
+    entropy = F.cross_entropy(logits, (1 - (ages - target[:, None]).abs()).clamp(min=0))
     return entropy + 0.1 * F.mse_loss(mean, target) + 0.05 * variance.mean()
 
 
 def coral_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy of all thresholds: ``mean(-sum_k [t > k] log q_k + [t <= k] log(1 - q_k))``.
+    """Binary cross-entropy of all thresholds: ``mean(-sum_k p_k log q_k + (1 - p_k) log(1 - q_k))``.
 
-    ``q_k`` is the predicted ``P(age > k)``. Source: Cao, Mirjalili and Raschka, 2020 (CORAL), equation 4, with all
-    weights 1.
+    ``q_k`` is the predicted ``P(age > k)`` and ``p_k`` is 1 for a label above k, else 0; a decimal age passes its last
+    threshold in part, so that the ``p_k`` add up to it. Source: Cao, Mirjalili and Raschka, 2020 (CORAL), equation 4,
+    with all weights 1.
     """
-    passed = target[:, None] > torch.arange(AGES - 1, device=logits.device)
-    return F.binary_cross_entropy_with_logits(logits, passed.float(), reduction="sum") / len(target)
+    passed = (target[:, None] - torch.arange(AGES - 1, device=logits.device)).clamp(0, 1)
+    return F.binary_cross_entropy_with_logits(logits, passed, reduction="sum") / len(target)
 
 
 class AgeLoss(NamedTuple):
-    """A loss of a head's output and of labels in years, ``(batch,)``; and the head, of features and a read-out."""
+    """The mean loss of a head's output for labels in years, ``(batch,)``; and the head, of features and a read-out."""
 
     function: Callable[[Tensor, Tensor], Tensor]
     head: Callable[[int, AgeReadout | None], nn.Module]

@@ -71,8 +71,8 @@ class JointLoss(nn.Module):
 
         Args:
             outputs: what ``AGRNetwork`` returns.
-            labels: ``age`` in years, float ``(batch,)``; ``gender`` and ``race`` class indices, int64 ``(batch,)``,
-                where ``labels.MISSING`` masks a sample.
+            labels: ``age`` in years, float ``(batch,)``; ``gender`` and ``race`` class indices, int64 ``(batch,)``.
+                ``labels.MISSING`` masks a sample.
         """
         # In 32 bits under mixed precision too: bfloat16's mean of a distribution of ages comes in steps of 0.25 years.
         with torch.autocast(labels["age"].device.type, enabled=False):
@@ -102,14 +102,15 @@ class JointLoss(nn.Module):
         self.race_weights.copy_(torch.tensor(weights))
 
     def _loss(self, task: Task, output: Tensor, target: Tensor) -> Tensor:
+        known = target != MISSING
         if task == "age":
-            return self._age_loss(output, target)
+            return self._age_loss(output[known], target[known]) if known.any() else 0 * output.sum()
         smoothing = self._label_smoothing if self.training else 0.0
         each = F.cross_entropy(output, target, ignore_index=MISSING, reduction="none", label_smoothing=smoothing)
         if task == "race":
             # A factor for each sample by its label, also where the label is smoothed.
             each = each * self.race_weights[target.clamp(min=0)]
-        return each.sum() / (target != MISSING).sum().clamp(min=1)
+        return each.sum() / known.sum().clamp(min=1)
 
 
 def balanced_weights(counts: list[int]) -> list[float]:
