@@ -57,7 +57,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
             two splits; the same on every machine for one seed), or a folder with train.txt, val.txt and
             test.txt of file names.
         seed: of the random split, the subsets and the cards; training has --seed_everything.
-        age_min: youngest age that is used, years.
+        age_min: youngest age that is used, years; without limits images of unknown age are used too.
         age_max: oldest age that is used, years.
         val_fraction: share of the photos that the random split sets aside for validation.
         test_fraction: share of the photos that the random split sets aside for the test.
@@ -65,8 +65,9 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         predict_path: for predict: a photo or video, a folder (searched recursively), a glob in quotes, or a .txt list.
         max_samples: use at most this many images in all splits together, each split, age band, gender and
             race keeping its share; null for all.
-        max_per_gender: use at most this many images of each gender, likewise; null for all.
-        balance: draw each class of this label equally often in training, with replacement.
+        max_per_gender: use at most this many images of each gender, likewise, and none of unknown gender; null for all.
+        balance: draw each gender, race or age band equally often in training, with replacement; images without this
+            label as often as they are.
         batch_size: images in a batch, on each device.
         num_workers: processes that prepare batches; 0 prepares them in the main process.
         image_size: side of the images that the network gets, pixels.
@@ -91,7 +92,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         predict_path: str | None = None,
         max_samples: int | None = None,
         max_per_gender: int | None = None,
-        balance: Literal["none", "gender", "race"] = "none",
+        balance: Literal["none", "age", "gender", "race"] = "none",
         batch_size: int = 64,
         num_workers: int = 2,
         image_size: int = 128,
@@ -148,7 +149,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
             # The same on all ranks, and the same in a resumed run: what --seed_everything set.
             seed = torch.initial_seed() % 2**32
             self._train_seed = seed if self.trainer is None else int(self.trainer.strategy.broadcast(seed))
-        weights = None if balance == "none" else balancing_weights(samples[balance])
+        weights = None if balance == "none" else balancing_weights(samples, balance)
         sampler = TrainSampler(len(samples), self._train_seed, self._progress, weights, *self._rank(len(samples)))
         spec = self.hparams["augmentation"]
         augmentation = None if spec == "none" else Augmentation(spec, self.hparams["image_size"])

@@ -1,3 +1,5 @@
+import hashlib
+import math
 import random
 from collections import Counter
 from pathlib import Path
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from agr_lightning.data.index import Index, build_index
 from agr_lightning.data.loading import EvalSampler, TrainSampler, balancing_weights
 from agr_lightning.data.splits import SPLITS, Split, SplitOptions, make_split, read_split, write_split
-from agr_lightning.labels import age_band
+from agr_lightning.labels import MISSING, age_band
 from agr_lightning.messages import UserError
 
 
@@ -40,6 +42,15 @@ def _together(split: Split) -> pd.DataFrame:
 POPULATION = _population(4000)
 
 TEST_SPLIT_OF_60 = ["11_000053.jpg", "29_000057.jpg", "2_000013.jpg", "38_000009.jpg", "59_000058.jpg", "77_000019.jpg"]
+
+# As they were before labels could be missing, which changes no split of those that have all.
+SPLITS_OF_CARDS = [
+    ({}, "3cfd26dee420d68f"),
+    ({"seed": 3}, "de5b469cbcbe7919"),
+    ({"max_samples": 77}, "d33560e75fdd2690"),
+    ({"max_per_gender": 31, "max_samples": 50}, "4966a525e8b3e430"),
+    ({"age_min": 21, "age_max": 60}, "6674557c5c6f69dc"),
+]
 
 
 def test_every_sample_is_in_one_split_and_copies_stay_together() -> None:
@@ -71,6 +82,46 @@ def test_the_split_is_the_same_on_every_machine() -> None:
     split = make_split(_population(60), SplitOptions(val_fraction=0.1, test_fraction=0.1))
     # Written down once: whoever changes this changes what everybody's figures were measured on.
     assert list(split["test"]["name"]) == TEST_SPLIT_OF_60
+
+
+@pytest.mark.parametrize(("options", "digest"), SPLITS_OF_CARDS)
+def test_the_split_of_cards_is_what_it_was(index: Index, options: dict[str, int], digest: str) -> None:
+    for samples in (index.samples, index.samples.assign(age=index.samples["age"].astype(float))):
+        listed = _listed(make_split(samples, SplitOptions(**options)))  # type: ignore[arg-type]
+        assert hashlib.sha256(repr(listed).encode()).hexdigest()[:16] == digest
+
+
+def test_those_without_a_label_are_strata_of_their_own() -> None:
+    samples = _population(4000, group_share=0)
+    random = np.random.default_rng(0)
+    for task in ("age", "gender", "race"):
+        samples[task] = samples[task].where(random.random(4000) > 0.3, MISSING)
+    samples["age"] += np.where(samples["age"] == MISSING, 0, random.choice([0, 0.25, 0.9], 4000))
+    split = make_split(samples, SplitOptions(test_fraction=0.2))
+    strata = samples.assign(band=samples["age"].map(math.floor).map(lambda age: -1 if age < 0 else age_band(age)))
+    strata["test"] = strata["name"].isin(split["test"]["name"])
+    sizes = strata.groupby(["band", "gender", "race"])["test"].agg(["sum", "size"])
+    assert len(sizes) > 120 and ((sizes["sum"] - 0.2 * sizes["size"]).abs() <= 1).all()
+
+
+def test_unknown_ages_are_used_where_all_ages_are(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    samples = POPULATION.assign(age=POPULATION["age"].where(POPULATION.index >= 100, MISSING))
+    assert len(_together(make_split(samples, SplitOptions()))) == len(samples) and not caplog.text
+    for limits in ({"age_min": 1}, {"age_min": -5, "age_max": 60}, {"age_min": 20, "age_max": 60}):
+        kept = _together(make_split(samples, SplitOptions(**limits)))["age"]
+        allowed = samples["age"].between(max(limits["age_min"], 0), limits.get("age_max", 116))
+        assert sorted(kept) == sorted(samples["age"][allowed])
+        assert caplog.text.count("100 images without a label for age left out") == 1
+        caplog.clear()
+
+
+def test_unknown_genders_are_not_used_where_genders_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    samples = POPULATION.assign(gender=POPULATION["gender"].where(POPULATION.index >= 100, MISSING))
+    everyone = _together(make_split(samples, SplitOptions(max_per_gender=300)))
+    assert everyone["gender"].value_counts().to_dict() == {0: 300, 1: 300}
+    assert "100 images without a label for gender left out because of --data.max_per_gender" in caplog.text
 
 
 def test_another_seed_deals_another_split() -> None:
@@ -194,7 +245,7 @@ def test_a_killed_epoch_goes_on_where_it_stopped() -> None:
 
 def test_balanced_draws_are_balanced_over_all_ranks() -> None:
     classes = [0] * 900 + [1] * 90 + [2] * 10
-    weights = balancing_weights(classes)
+    weights = balancing_weights(pd.DataFrame({"race": classes}), "race")
     counts: Counter[int] = Counter()
     for rank in range(2):
         counts.update(classes[draw.index] for draw in TrainSampler(1000, 0, lambda: (0, 0), weights, rank, 2))
@@ -203,9 +254,18 @@ def test_balanced_draws_are_balanced_over_all_ranks() -> None:
 
 
 def test_balancing_draws_the_unlabelled_as_often_as_before() -> None:
-    weights = np.array(balancing_weights([0] * 60 + [1] * 30 + [-1] * 10))
+    weights = balancing_weights(pd.DataFrame({"gender": [0] * 60 + [1] * 30 + [MISSING] * 10}), "gender")
     assert weights[-10:].sum() / weights.sum() == pytest.approx(0.1)
     assert weights[:60].sum() == pytest.approx(weights[60:90].sum())
+
+
+def test_ages_are_balanced_by_their_bands() -> None:
+    ages = [20.0, 29.5, 25.0, 22.0] * 10 + [30.0] * 20 + [1.5] * 5 + [MISSING] * 35
+    weights = balancing_weights(pd.DataFrame({"age": ages}), "age")
+    assert weights[65:].sum() / weights.sum() == pytest.approx(0.35)
+    sums = [weights[:40].sum(), weights[40:60].sum(), weights[60:65].sum()]
+    assert sums == pytest.approx([sums[0]] * 3) and len(set(weights[:40])) == 1
+    assert (balancing_weights(pd.DataFrame({"age": [MISSING] * 3}), "age") == 1).all()
 
 
 @given(st.integers(0, 60), st.integers(1, 5))

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from agr_lightning.data.cache import ImageCache
+from agr_lightning.data.splits import age_bands
 from agr_lightning.data.transforms import Augmentation
+from agr_lightning.labels import MISSING, Task
 
 
 class Batch(NamedTuple):
@@ -19,9 +21,9 @@ class Batch(NamedTuple):
 
     Attributes:
         images: RGB, uint8 ``(batch, 3, size, size)``, channels last in memory.
-        age: years, float32 ``(batch,)``.
+        age: years, float32 ``(batch,)``; this and the codes are ``labels.MISSING`` where they are unknown.
         gender: index into ``labels.GENDERS``, int64 ``(batch,)``.
-        race: index into ``labels.RACES`` or ``labels.MISSING``, int64 ``(batch,)``.
+        race: index into ``labels.RACES``, int64 ``(batch,)``.
         index: of each sample in its dataset, int64 ``(batch,)``.
     """
 
@@ -86,15 +88,16 @@ class EvalSampler(DistributedSampler[int]):
         return len(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
 
 
-def balancing_weights(classes: ArrayLike) -> NDArray[np.float64]:
-    """A weight for each sample, under which each class is drawn equally often.
+def balancing_weights(samples: pd.DataFrame, task: Task) -> NDArray[np.float64]:
+    """A weight for each sample, under which each class of a task, or age band, is drawn equally often.
 
-    Those of a negative class (no label) are drawn as often as in the data.
+    Those without the label are drawn as often as in the data.
     """
+    classes = age_bands(samples["age"]) if task == "age" else samples[task]
     values, row, counts = np.unique(classes, return_inverse=True, return_counts=True)
-    labelled = counts[values >= 0]
+    labelled = counts[values != MISSING]
     share = labelled.sum() / max(len(labelled), 1)
-    return np.asarray(np.where(values >= 0, share / counts, 1.0)[row], np.float64)
+    return np.asarray(np.where(values != MISSING, share / counts, 1.0)[row], np.float64)
 
 
 class FaceDataset(Dataset[Batch]):
@@ -109,9 +112,8 @@ class FaceDataset(Dataset[Batch]):
     ) -> None:
         self._images, self._augmentation, self._seed = images, augmentation, seed
         # Numbers alone: names would be copied to every loader worker.
-        self._rows, self._age, self._gender, self._race = (
-            samples[name].to_numpy(np.int64) for name in ("row", "age", "gender", "race")
-        )
+        self._rows, self._gender, self._race = (samples[name].to_numpy(np.int64) for name in ("row", "gender", "race"))
+        self._age = samples["age"].to_numpy(np.float32)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -126,7 +128,7 @@ class FaceDataset(Dataset[Batch]):
                 image[:] = self._augmentation(image, (self._seed, draw.epoch, draw.position))
         return Batch(
             torch.from_numpy(images).permute(0, 3, 1, 2),
-            torch.from_numpy(self._age[index].astype(np.float32)),
+            torch.from_numpy(self._age[index]),
             torch.from_numpy(self._gender[index]),
             torch.from_numpy(self._race[index]),
             torch.from_numpy(index),

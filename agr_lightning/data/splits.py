@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from agr_lightning.files import atomic_text, user_path
-from agr_lightning.labels import AGE_MAX, AGE_MIN, GENDERS, RACES, age_band
+from agr_lightning.labels import AGE_MAX, AGE_MIN, MISSING, Task, age_band
 from agr_lightning.messages import UserError
 
 _log = logging.getLogger(__name__)
@@ -49,12 +49,20 @@ def make_split(samples: pd.DataFrame, options: SplitOptions, splits: Sequence[Sp
         split = random_split(samples, options.val_fraction, options.test_fraction, options.seed)
     else:
         split = read_split(user_path(options.split), samples, splits)
-    return _limit({name: within_ages(members, options) for name, members in split.items()}, options)
+    return _limit(split, options)
 
 
 def within_ages(samples: pd.DataFrame, options: SplitOptions) -> pd.DataFrame:
-    """The samples of the ages that the options allow."""
-    return samples[samples["age"].between(options.age_min, options.age_max)].reset_index(drop=True)
+    """The samples of the ages that the options allow; those of unknown age where they allow all."""
+    if options.age_min > AGE_MIN or options.age_max < AGE_MAX:
+        samples = _labelled(samples, "age", "--data.age_min and --data.age_max")
+        samples = samples[samples["age"].between(options.age_min, options.age_max)]
+    return samples.reset_index(drop=True)
+
+
+def age_bands(ages: pd.Series) -> NDArray[np.int64]:
+    """The index into ``AGE_BANDS`` of each age, years; ``MISSING`` where it is unknown."""
+    return np.asarray(ages.map(age_band).where(ages != MISSING, MISSING), np.int64)
 
 
 def random_split(samples: pd.DataFrame, val_fraction: float, test_fraction: float, seed: int) -> Split:
@@ -112,9 +120,10 @@ def write_split(split: Split, folder: Path) -> None:
 
 def _limit(split: Split, options: SplitOptions) -> Split:
     """Keeps at most so many images, in all splits together, each split and stratum its share."""
-    everyone = pd.concat([split[name].assign(split=name) for name in SPLITS], ignore_index=True)
+    everyone = within_ages(pd.concat([split[name].assign(split=name) for name in SPLITS]), options)
     kept = everyone.iloc[_shuffled_strata(everyone, options.seed, everyone["split"].map(SPLITS.index))]
     if options.max_per_gender is not None:
+        kept = _labelled(kept, "gender", "--data.max_per_gender")
         gender = kept.groupby("gender")["gender"]
         kept = kept[_evenly(gender.cumcount(), gender.transform("size"), options.max_per_gender)]
     if options.max_samples is not None:
@@ -123,17 +132,22 @@ def _limit(split: Split, options: SplitOptions) -> Split:
     return {name: kept[kept["split"] == name].drop(columns="split").reset_index(drop=True) for name in SPLITS}
 
 
+def _labelled(samples: pd.DataFrame, task: Task, options: str) -> pd.DataFrame:
+    """The samples with a label, which these options are about; says how many have none."""
+    unknown = samples[task] == MISSING
+    if unknown.any():
+        _log.info(f"{unknown.sum():,} images without a label for {task} left out because of {options}")
+    return samples[~unknown]
+
+
 def _shuffled_strata(samples: pd.DataFrame, seed: int, *first: Iterable[int]) -> NDArray[np.int64]:
-    """An order in which those of one age band, gender and race are neighbours, and shuffled.
+    """An order in which those of one age band, gender and race are neighbours, and shuffled; unknown ones too.
 
     By a number drawn for each name, so that no machine, library or listing order can change it.
     """
     texts = (f"{seed}:{name}".encode() for name in samples["name"])
     lots = np.array([int.from_bytes(hashlib.sha256(text).digest()[:8]) for text in texts], np.uint64)
-    band = np.array([age_band(age) for age in range(AGE_MAX + 1)])[samples["age"]]
-    # A missing race is -1.
-    strata = (band * len(GENDERS) + samples["gender"]) * (len(RACES) + 1) + samples["race"] + 1
-    return np.lexsort((lots, strata, *first))
+    return np.lexsort((lots, samples["race"], samples["gender"], age_bands(samples["age"]), *first))
 
 
 def _evenly(position: Any, n: Any, count: int) -> Any:
