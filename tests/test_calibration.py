@@ -191,6 +191,34 @@ def test_the_network_applies_what_was_fitted() -> None:
     assert again.race is not None and torch.equal(again.race, before.race)
 
 
+def test_images_without_a_label_take_no_part() -> None:
+    rng = np.random.default_rng(0)
+    n = 600
+    table = DataFrame({"age": rng.uniform(0, 80, n), "gender": rng.integers(0, 2, n), "race": rng.integers(0, 5, n)})
+    table["predicted_age"] = table["age"] + rng.normal(0, 5, n)
+    table["prob_under_18"] = _sigmoid(18 - table["predicted_age"].to_numpy())
+    for columns in PROBABILITIES.values():
+        table[columns] = _softmax(rng.normal(0, 1, (n, len(columns))))
+    for task, names in {"age": ("age", "adult", "under"), "gender": ("gender",), "race": ("race",)}.items():
+        unknown = rng.random(n) < 0.5
+        some, labelled, none = (
+            fit_calibration(each)
+            for each in (
+                table.assign(**{task: table[task].where(~unknown, MISSING)}),
+                table[~unknown],
+                table.assign(**{task: MISSING}),
+            )
+        )
+        neutral, every = Calibration().state_dict(), fit_calibration(table)
+        for name in neutral:
+            ours = name.startswith(names)
+            assert torch.equal(some[name], labelled[name] if ours else every[name]), name
+            assert torch.equal(none[name].nan_to_num(-1), (neutral if ours else every)[name].nan_to_num(-1)), name
+    # Eight ages are too few for an interval, and for the line of those under 18.
+    few = fit_calibration(table.assign(age=table["age"].where(table.index < 8, MISSING)))
+    assert few["age_low"].isnan().all() and few["under_18_slope"] == 1
+
+
 def test_tasks_that_are_not_there_stay_neutral() -> None:
     rng = np.random.default_rng(0)
     n = 300

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from agr_lightning.evaluation.compare import compare, measure_costs
+from agr_lightning.labels import MISSING
 from agr_lightning.messages import UserError
 from agr_lightning.models.config import NetworkConfig
 from agr_lightning.models.network import AGRNetwork
@@ -90,6 +91,12 @@ def test_runs_with_fewer_tasks_have_empty_cells(tested: Path, tmp_path: Path) ->
     one = _variant(tested, tmp_path / "one", network={"tasks": ["gender"]}, metrics=nothing)
     table = compare([one, str(tested)])
     assert _cells(table)[1][1:4] == ["agr_cnn (gender)", "48", ""] and _cells(table)[1][5] == ""
+
+
+def test_a_test_set_without_ages_has_empty_cells(tmp_path: Path) -> None:
+    write_results(tmp_path / "run", random_samples(60).assign(age=MISSING))
+    (row,) = _cells(compare([str(tmp_path / "run")], str(tmp_path / "out")))
+    assert row[3] == "" and "%" in row[4] and "%" in row[5] and (tmp_path / "out" / "comparison.png").is_file()
 
 
 def test_equal_networks_are_told_apart_by_their_run(tested: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from agr_lightning.evaluation.figures import draw_curves, read_curves
 from agr_lightning.evaluation.metric_table import METRICS
 from agr_lightning.evaluation.report import report
-from agr_lightning.labels import AGE_BANDS, GENDERS, MISSING, RACES
+from agr_lightning.labels import AGE_BANDS, GENDERS, MISSING, RACES, TASKS
 from agr_lightning.messages import UserError
 from tests.conftest import copy_run
 from tests.finished_run import CONFIG, random_samples, write_results, write_training
@@ -276,20 +276,23 @@ def test_every_metric_of_the_results_is_in_the_table(tested: Path) -> None:
     assert re.fullmatch(r"[+-]\d+\.\d\d years", METRICS["age_bias"].text(values["age_bias"]))
 
 
-@pytest.mark.parametrize("kind", ["no race", "one class", "one age", "one image"])
+@pytest.mark.parametrize("kind", ["no age", "no gender", "no race", "one class", "one age", "one image"])
 def test_poor_test_sets_have_a_report(tmp_path: Path, kind: str) -> None:
     samples = random_samples(1 if kind == "one image" else 10)
-    if kind == "no race":
-        samples["race"] = MISSING
-    elif kind == "one class":
+    unlabelled = [task for task in TASKS if kind == f"no {task}"]
+    samples[unlabelled] = MISSING
+    if kind == "one class":
         samples["gender"] = 0
     elif kind == "one age":
         samples["age"] = 30
     results = write_results(tmp_path, samples)
     page, card = _report(tmp_path)
     rows = {row[0]: row for row in reversed(page.rows)}
-    if kind == "no race":
-        assert rows["race accuracy"][2] == "not known: no test image has a race label"
+    for task in unlabelled:
+        reason = f"not known: no test image has a label for {task}"
+        assert {rows[metric.label][2] for metric in METRICS.values() if metric.task == task} == {reason}
+        assert card.count(reason) == sum(metric.task == task for metric in METRICS.values())
+        assert f"confusion_{task}" not in results["classes"] and ("Minors" in card) == (task != "age")
     assert rows["tested on"][1].startswith(f"{results['n']} image")
     assert "nan" not in card.lower() and "None" not in card and "Groups of fewer than 30" in card
 

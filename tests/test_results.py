@@ -31,10 +31,12 @@ from agr_lightning.evaluation.metric_table import (
     hits,
 )
 from agr_lightning.evaluation.results import make_results, summary, wilson
-from agr_lightning.labels import MISSING, Task
-from agr_lightning.metrics import MaskedAccuracy, PredictionTable, StageMetrics
+from agr_lightning.labels import MISSING, TASKS, Task
+from agr_lightning.metrics import MaskedAccuracy, MaskedError, PredictionTable, StageMetrics
 from agr_lightning.models.network import Predictions
 from tests.finished_run import FACTS, random_samples, random_table, shades
+
+FINGERPRINT = "3d1e0826d9ed1ea8"
 
 
 def _make(table: DataFrame, samples: DataFrame) -> Any:
@@ -155,15 +157,19 @@ def test_minors_are_told_from_adults_at_two_thresholds() -> None:
 
 @pytest.mark.parametrize("tasks", [("age", "gender", "race"), ("race",), ("age",)])
 @pytest.mark.parametrize(
-    "kind", ["no race labels", "one class", "ten samples", "one sample", "one age", "uncalibrated", "a number"]
+    "kind",
+    [
+        *("no age labels", "no gender labels", "no race labels", "no labels"),
+        *("one class", "ten samples", "one sample", "one age", "uncalibrated", "a number"),
+    ],
 )
 def test_what_cannot_be_computed_is_null_with_a_reason(kind: str, tasks: tuple[str, ...]) -> None:
     n = {"ten samples": 10, "one sample": 1}.get(kind, 60)
     samples = random_samples(n)
     table = random_table(samples, tasks)
-    if kind == "no race labels":
-        table = table.assign(race=MISSING)
-    elif kind == "one class":
+    unlabelled = [task for task in TASKS if kind in ("no labels", f"no {task} labels")]
+    table = table.assign(**dict.fromkeys(unlabelled, MISSING))
+    if kind == "one class":
         table = table.assign(race=2, gender=1)
     elif kind == "one age":
         table = table.assign(age=30.0)
@@ -179,8 +185,17 @@ def test_what_cannot_be_computed_is_null_with_a_reason(kind: str, tasks: tuple[s
     assert nulls == set(results["reasons"])
     if "race" not in tasks:
         assert results["reasons"]["race_acc"] == "the network does not predict race"
-    elif kind == "no race labels":
-        assert results["reasons"]["race_acc"] == "no test image has a race label" and results["classes"]["race"] is None
+    for task in set(tasks) & set(unlabelled):
+        ours = {name: reason for name, reason in results["reasons"].items() if name.startswith(task)}
+        assert set(ours.values()) == {f"no test image has a label for {task}"}
+        assert set(ours) == {name for name in METRICS if name.startswith(task)}
+        if task == "age":
+            assert results["age_interval"] is results["minors"] is results["calibration"]["under_18"] is None
+        else:
+            assert results["classes"][task] is results["calibration"][task] is None
+    if kind == "no labels":
+        assert results["groups"] == results["gaps"] == [] and set(results["worst_groups"].values()) == {None}
+        assert summary(results) == "Test on 60 images, 95 % intervals: none has a label"
     if kind == "uncalibrated" and "age" in tasks:
         assert "too few validation images" in results["reasons"]["age_coverage"] and results["age_interval"] is None
     if kind == "a number" and "age" in tasks:
@@ -188,6 +203,58 @@ def test_what_cannot_be_computed_is_null_with_a_reason(kind: str, tasks: tuple[s
         assert results["calibration"]["under_18"] is None and results["minors"] is not None
     if kind == "one sample":
         assert all(bounds is None for bounds in metrics["intervals"].values())
+
+
+def test_images_without_age_count_for_other_tasks_alone() -> None:
+    samples = random_samples(400)
+    table = random_table(samples)
+    rng = np.random.default_rng(1)
+    unknown = rng.random(400) < 0.4
+    table, known = table.assign(age=table.age.where(~unknown, MISSING)), table[~unknown].reset_index(drop=True)
+    found, every, labelled = (_make(each, samples) for each in (table, random_table(samples), known))
+    for name in METRICS:
+        same = labelled if name.startswith("age") else every
+        assert found["metrics"][name] == pytest.approx(same["metrics"][name]), name
+    assert found["minors"] == labelled["minors"]
+    assert found["age_interval"]["coverage"] == labelled["age_interval"]["coverage"]
+    assert found["calibration"]["under_18"] == labelled["calibration"]["under_18"]
+    assert found["classes"] == every["classes"]
+    values = {(each["attribute"], each["value"]): each for each in found["groups"]}
+    assert not any("unknown" in value for _, value in values)
+    for each in labelled["groups"]:
+        if each["attribute"] == "age_band":
+            assert values["age_band", each["value"]]["n"] == each["n"]
+    assert values["gender", "female"]["n"] == (table.gender == 1).sum()
+    assert values["gender", "female"]["age_mae"] == pytest.approx(
+        np.abs(known.predicted_age - known.age)[known.gender == 1].mean()
+    )
+
+
+def test_a_group_with_few_labels_is_neither_the_worst_nor_in_a_gap() -> None:
+    samples = random_samples(300).assign(gender=[1] * 100 + [0] * 200)
+    table = random_table(samples)
+    table["predicted_age"] = table.age + np.where(table.gender == 1, 50.0, 1.0)
+    assert _make(table, samples)["worst_groups"]["age_mae"]["value"].startswith("female")
+    table.loc[29:99, "age"] = MISSING
+    results = _make(table, samples)
+    assert "female" not in results["worst_groups"]["age_mae"]["value"]
+    assert [gap["metric"] for gap in results["gaps"] if gap["attribute"] == "gender"] == ["gender_acc", "race_acc"]
+
+
+def test_decimal_ages_are_in_their_band() -> None:
+    samples = random_samples(5).assign(age=[2.9, 29.5, 30.0, 17.99, 69.5])
+    results = _make(random_table(samples), samples)
+    bands = [group["value"] for group in results["groups"] if group["attribute"] == "age_band"]
+    assert bands == ["0-2", "10-19", "20-29", "30-39", "60-69"] and results["minors"]["minors"] == 2
+
+
+def test_the_test_set_is_known_by_its_labels_whatever_their_type() -> None:
+    samples = random_samples(5).assign(age=[1, 20, 30, 40, 116], gender=0, race=[0, 1, 2, 3, MISSING])
+    results = _make(random_table(samples), samples)
+    # Written down once: figures of earlier runs are compared by it.
+    assert results["test_set"] == FINGERPRINT
+    assert results == _make(random_table(samples), samples.assign(age=samples.age.astype(float)))
+    assert _make(random_table(samples), samples.assign(age=samples.age + 0.5))["test_set"] != FINGERPRINT
 
 
 def test_the_reliability_of_being_under_18_is_measured_in_bins() -> None:
@@ -278,9 +345,22 @@ def test_masked_accuracy() -> None:
     assert math.isnan(accuracy.compute().item())
 
 
+def test_masked_error() -> None:
+    ages = torch.tensor([30.0, MISSING, 29.5, MISSING, 0.0])
+    whole, *parts = (MaskedError() for _ in range(3))
+    whole.update(torch.full((5,), 20.0), ages)
+    for part, rows in zip(parts, (slice(0, 2), slice(2, 5)), strict=True):
+        part.update(torch.full_like(ages[rows], 20.0), ages[rows])
+    parts[0].merge_state(parts[1])  # as those of two processes are
+    assert whole.compute().item() == parts[0].compute().item() == pytest.approx((10 + 9.5 + 20) / 3)
+    whole.reset()
+    whole.update(torch.zeros(2), torch.tensor([MISSING, MISSING]))
+    assert math.isnan(whole.compute().item())
+
+
 def test_stage_metrics_weigh_samples_and_not_batches() -> None:
     metrics = StageMetrics(("age", "race"))
-    for ages, races, loss in (([1.0, 2.0, 3.0], [0, MISSING, MISSING], 5.0), ([9.0], [0], 1.0)):
+    for ages, races, loss in (([1.0, 2.0, 3.0], [0, MISSING, MISSING], 5.0), ([9.0, MISSING], [0, MISSING], 1.0)):
         n = len(ages)
         predictions = Predictions(torch.zeros(n), None, None, None, torch.eye(5)[[1] * n], None)
         labels: dict[Task, torch.Tensor] = {
@@ -347,6 +427,29 @@ def test_figures_say_the_figure() -> None:
     assert f"female  (n={(table.gender == 1).sum()})" in labels and len(labels) == 2 + 5 + 9
 
 
+def test_figures_are_of_the_labelled_images() -> None:
+    samples = random_samples(200)
+    table = random_table(samples)
+    table.loc[:49, "age"], table.loc[100:149, "gender"] = MISSING, MISSING
+    figures = _draw(table, samples)
+    assert figures["age_predicted_vs_actual"].axes[0].get_title().endswith("(n = 150)")
+    counts = [label.get_text().split("n=")[1] for label in figures["age_error_by_age"].axes[0].get_xticklabels()]
+    assert sum(map(int, counts)) == 150
+    assert figures["confusion_gender"].axes[0].get_title().endswith("(n = 150)")
+    captions = [axes.get_title() for axes in figures["sample_faces"].axes]
+    assert captions[0].split("\n")[0].endswith(" (?)") and not captions[8].split("\n")[0].endswith(" (?)")
+    assert captions[16].split("\n")[1].endswith(" (?)") and not any("-1" in caption for caption in captions)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_figures_of_a_task_without_labels_are_left_out(task: Task) -> None:
+    samples = random_samples(60)
+    table = random_table(samples)
+    every, found = set(_draw(table, samples)), set(_draw(table.assign(**{task: MISSING}), samples))
+    ages = {"age_predicted_vs_actual", "age_error_by_age"}
+    assert every - found == (ages if task == "age" else {f"confusion_{task}"})
+
+
 def test_figures_of_absent_tasks_are_left_out() -> None:
     samples = random_samples(5).assign(age=30, gender=0, race=MISSING)
     table = random_table(samples, ("gender",))
@@ -386,7 +489,7 @@ def test_captions_of_mistakes_are_red() -> None:
     grid = _draw(table, samples)["sample_faces"]
     wrong = {place: axes.get_title() for place, axes in enumerate(grid.axes) if axes.title.get_color() == ACCENT}
     assert wrong == {1: "30 (30)\nfemale\nwhite (asian)", 6: "41 (30)\nfemale\nasian"}
-    assert grid.axes[7].get_title().endswith("asian (?)") and "more than 10 years" in grid.get_suptitle()
+    assert grid.axes[7].get_title() == "30 (30)\nfemale\nasian (?)" and "more than 10 years" in grid.get_suptitle()
 
 
 def test_a_sample_is_spread_over_the_test_set() -> None:

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pandas import DataFrame, Series
 
+from agr_lightning.data.splits import age_bands
 from agr_lightning.evaluation.metric_table import RANKED, Metric, Values, confidence, error, hits, predicted
 from agr_lightning.evaluation.results import wilson
-from agr_lightning.labels import AGE_BANDS, AGE_MAX, CLASSES, ClassTask, age_band
+from agr_lightning.labels import AGE_BANDS, AGE_MAX, CLASSES, MISSING, ClassTask
 
 # The names of the figure of the training curves and of those that show photos.
 CURVES_FIGURE = "training_curves"
@@ -47,9 +48,10 @@ def draw_figures(
     """
     figures = {}
     with matplotlib.rc_context(_STYLE):
-        if not table["predicted_age"].isna().all():
-            figures["age_predicted_vs_actual"] = _age_scatter(table)
-            figures["age_error_by_age"] = _age_error(table)
+        aged = table[~np.isnan(error(table))]
+        if len(aged):
+            figures["age_predicted_vs_actual"] = _age_scatter(aged)
+            figures["age_error_by_age"] = _age_error(aged)
         classified = [task for task in CLASSES if results["classes"][task] is not None]
         figures |= {f"confusion_{task}": _confusion(task, results["classes"][task]["confusion"]) for task in classified}
         if any(results["calibration"].values()):
@@ -103,7 +105,7 @@ def _age_scatter(table: DataFrame) -> Figure:
 
 
 def _age_error(table: DataFrame) -> Figure:
-    bands = Series(error(table)).groupby(table["age"].map(age_band).to_numpy())
+    bands = Series(error(table)).groupby(age_bands(table["age"]))
     figure, (axes,) = draw_panels(6.4, 4.3)
     axes.axhline(0, color=QUIET, linewidth=1)
     labels = [f"{AGE_BANDS[band]}\nn={len(errors):,}" for band, errors in bands]
@@ -185,7 +187,7 @@ def _face_grid(table: DataFrame, faces: NDArray[np.uint8], title: str) -> Figure
     wrong, lines = abs(error(table)) > _FAR_OFF, []
     if not table["predicted_age"].isna().all():
         ages = zip(table["predicted_age"], table["age"], strict=True)
-        lines.append([f"{age:.0f} ({label:.0f})" for age, label in ages])
+        lines.append([f"{age:.0f} ({'?' if label == MISSING else f'{label:.0f}'})" for age, label in ages])
     for task, names in CLASSES.items():
         if not np.isnan(confidence(table, task)).all():
             wrong |= hits(table, task) == 0

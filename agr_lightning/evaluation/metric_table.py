@@ -39,7 +39,7 @@ def prediction_table(rows: ArrayLike) -> DataFrame:
 
 def error(table: DataFrame) -> Values:
     """Predicted minus labelled age of each face, years, ``(n,)``; NaN where it is unknown."""
-    return np.asarray(table["predicted_age"] - table["age"])
+    return np.asarray((table["predicted_age"] - table["age"]).where(table["age"] != MISSING))
 
 
 def hits(table: DataFrame, task: ClassTask) -> Values:
@@ -68,7 +68,8 @@ def _within_5_years(table: DataFrame) -> Values:
 
 
 def _covered(table: DataFrame) -> Values:
-    return np.where(table["age_low"].isna(), np.nan, table["age"].between(table["age_low"], table["age_high"]))
+    unknown = table["age_low"].isna() | (table["age"] == MISSING)
+    return np.where(unknown, np.nan, table["age"].between(table["age_low"], table["age_high"]))
 
 
 def _hits_by_class(table: DataFrame, task: ClassTask) -> Values:
@@ -77,8 +78,9 @@ def _hits_by_class(table: DataFrame, task: ClassTask) -> Values:
 
 
 def minors(table: DataFrame) -> Values:
-    """1 for faces labelled below 18 years, 0 for others, NaN where the probability of it is unknown, ``(n,)``."""
-    return np.where(table["prob_under_18"].isna(), np.nan, table["age"] < ADULT)
+    """1 for faces labelled below 18 years, 0 for others, NaN without that label or its probability, ``(n,)``."""
+    unknown = table["prob_under_18"].isna() | (table["age"] == MISSING)
+    return np.where(unknown, np.nan, table["age"] < ADULT)
 
 
 def _overconfidence_by_bin(table: DataFrame, task: ClassTask | None = None) -> Values:
@@ -119,7 +121,7 @@ class Metric:
             resample, ``(resamples,)``; NaN where it cannot be computed.
         worst: the bad end, of a metric by which groups are ranked; such a metric is also by_group and headline.
         by_group, headline, signed: whether it is computed for each group, is shown first, has a sign if positive.
-        missing: why it is unknown although the network has the task.
+        missing: why it is unknown although the network has the task and images have the label.
     """
 
     name: str
@@ -132,7 +134,7 @@ class Metric:
     by_group: bool = False
     headline: bool = False
     signed: bool = False
-    missing: str = "no test image has a {task} label"
+    missing: str = ""
 
     @property
     def task(self) -> Task:
@@ -143,9 +145,11 @@ class Metric:
         """Whether it counts some faces among others."""
         return self.unit == "%" and self.formula is _mean
 
-    def reason(self, tasks: Sequence[Task]) -> str:
-        """Why a network with these tasks has no value of it."""
-        return (self.missing if self.task in tasks else "the network does not predict {task}").format(task=self.task)
+    def reason(self, tasks: Sequence[Task], table: DataFrame) -> str:
+        """Why a network with these tasks has no value of it for this table."""
+        if self.task not in tasks:
+            return f"the network does not predict {self.task}"
+        return self.missing if (table[self.task] != MISSING).any() else f"no test image has a label for {self.task}"
 
     def text(self, value: float | None, interval: Sequence[float] | None = None) -> str:
         """A value with its unit and, in brackets, its interval; nothing where there is no value."""

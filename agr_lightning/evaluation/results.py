@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pandas import Categorical, DataFrame, Series
 
+from agr_lightning.data.splits import age_bands
 from agr_lightning.evaluation import metric_table
 from agr_lightning.evaluation.metric_table import BY_GROUP, HEADLINE, METRICS, RANKED, Metric, Values
-from agr_lightning.labels import AGE_BANDS, CLASSES, ClassTask, age_band
+from agr_lightning.labels import AGE_BANDS, CLASSES, ClassTask
 from agr_lightning.models.calibration import ADULT, AGE_INTERVAL_LEVEL
 
 # Smaller groups are neither ranked nor compared, and those of two attributes are not listed.
@@ -63,14 +64,14 @@ def make_results(table: DataFrame, samples: DataFrame, facts: Mapping[str, Any])
     return {
         "n": len(table),
         "metrics": metrics,
-        "reasons": {name: METRICS[name].reason(network["tasks"]) for name in METRICS if metrics[name] is None},
+        "reasons": {name: METRICS[name].reason(network["tasks"], table) for name in METRICS if metrics[name] is None},
         "classes": {task: _classes(table, task) for task in CLASSES},
         "calibration": dict(_calibration(table, facts)),
         "age_interval": _age_interval(table, estimates[_ALL, "age_coverage"]),
         "minors": _minors(table, facts["adult_threshold"]),
         "smallest_group": SMALLEST_GROUP,
         "groups": entries,
-        "worst_groups": {metric.name: _worst_group(entries, metric) for metric in RANKED},
+        "worst_groups": {metric.name: _worst_group(entries, metric, estimates) for metric in RANKED},
         "gaps": [gap for metric in RANKED for gap in _gaps(entries, metric, estimates)],
         **{name: facts[name] for name in ("checkpoint", "epoch", "network", "parameters", "training_seconds")},
         "backbone": network["backbone"],
@@ -82,15 +83,19 @@ def summary(results: Mapping[str, Any]) -> str:
     """One line for the terminal: the headline metrics with their intervals."""
     values, shown = results["metrics"], [metric for metric in HEADLINE if results["metrics"][metric.name] is not None]
     texts = [f"{metric.label} {metric.text(values[metric.name], values['intervals'][metric.name])}" for metric in shown]
-    return f"Test on {results['n']:,} images, 95 % intervals: " + ", ".join(texts)
+    return f"Test on {results['n']:,} images, 95 % intervals: " + (", ".join(texts) or "none has a label")
 
 
 class Estimate(NamedTuple):
-    """A metric of a group: its value and 95 % interval, None where unknown, and its value in each resample."""
+    """A metric of n images: its value and 95 % interval, None where unknown, and its value in each resample."""
 
     value: float | None
     interval: Interval | None
     draws: NDArray[np.float64]
+    n: int
+
+
+Estimates = Mapping[tuple[Group, str], Estimate]
 
 
 def _estimate(metric: Metric, values: Values, weights: Values, photos: NDArray[np.int64], whole: bool) -> Estimate:
@@ -100,7 +105,7 @@ def _estimate(metric: Metric, values: Values, weights: Values, photos: NDArray[n
         found = metric.formula(np.where(known, values, 0).T @ weights, known.T @ weights)
     value, draws = float(found[0]), found[1:]
     if math.isnan(value):
-        return Estimate(None, None, draws)
+        return Estimate(None, None, draws, 0)
     photos, bounds = photos[known.any(1)], percentiles(draws)
     if not whole:
         if metric.is_proportion:
@@ -111,10 +116,10 @@ def _estimate(metric: Metric, values: Values, weights: Values, photos: NDArray[n
         # All resamples agree: a share of none or of all, or too few photos to tell.
         n = len(np.unique(photos))
         bounds = wilson(value, n) if metric.is_proportion and n > 1 else None
-    return Estimate(value, bounds, draws)
+    return Estimate(value, bounds, draws, int(known.any(1).sum()))
 
 
-def _values(estimates: Mapping[tuple[Group, str], Estimate], group: Group, metrics: Iterable[Metric]) -> Entry:
+def _values(estimates: Estimates, group: Group, metrics: Iterable[Metric]) -> Entry:
     """Metrics of a group with their intervals."""
     found = {metric.name: estimates[group, metric.name] for metric in metrics}
     intervals = {name: estimate.interval for name, estimate in found.items()}
@@ -123,7 +128,7 @@ def _values(estimates: Mapping[tuple[Group, str], Estimate], group: Group, metri
 
 def _find_groups(table: DataFrame) -> Iterator[tuple[Group, NDArray[np.int64]]]:
     """Every group that has images and, of two attributes, enough of them; and its rows."""
-    codes = {"gender": table["gender"], "race": table["race"], "age_band": [age_band(age) for age in table["age"]]}
+    codes = {"gender": table["gender"], "race": table["race"], "age_band": age_bands(table["age"])}
     names = CLASSES | {"age_band": AGE_BANDS}
     attributes = DataFrame({name: Categorical.from_codes(codes[name], names[name]) for name in codes})
     for chosen in _ATTRIBUTES:
@@ -132,27 +137,27 @@ def _find_groups(table: DataFrame) -> Iterator[tuple[Group, NDArray[np.int64]]]:
                 yield (" x ".join(chosen), " x ".join(value)), members.index.to_numpy()
 
 
-def _ranked(entries: Sequence[Entry], metric: Metric) -> list[Entry]:
-    """The groups that are large enough, the best first."""
-    large = [entry for entry in entries if entry["n"] >= SMALLEST_GROUP and entry[metric.name] is not None]
+def _ranked(entries: Sequence[Entry], metric: Metric, estimates: Estimates) -> list[Entry]:
+    """The groups in which enough images have the label, the best first."""
+    large = [each for each in entries if estimates[(each["attribute"], each["value"]), metric.name].n >= SMALLEST_GROUP]
     return sorted(large, key=lambda entry: float(entry[metric.name]), reverse=metric.worst == "lowest")
 
 
-def _worst_group(entries: Sequence[Entry], metric: Metric) -> Entry | None:
-    ranked = _ranked(entries, metric)
+def _worst_group(entries: Sequence[Entry], metric: Metric, estimates: Estimates) -> Entry | None:
+    ranked = _ranked(entries, metric, estimates)
     if not ranked:
         return None
     facts = {name: ranked[-1][name] for name in ("attribute", "value", "n", metric.name)}
     return facts | {"interval": ranked[-1]["intervals"][metric.name]}
 
 
-def _gaps(entries: Sequence[Entry], metric: Metric, estimates: Mapping[tuple[Group, str], Estimate]) -> Iterator[Entry]:
+def _gaps(entries: Sequence[Entry], metric: Metric, estimates: Estimates) -> Iterator[Entry]:
     """For each attribute the distance between the best and the worst group, with its 95 % interval.
 
     The two groups are those of the whole test set, so that the interval is of one difference, not of a maximum.
     """
     for attribute in dict.fromkeys(entry["attribute"] for entry in entries):
-        ranked = _ranked([entry for entry in entries if entry["attribute"] == attribute], metric)
+        ranked = _ranked([entry for entry in entries if entry["attribute"] == attribute], metric, estimates)
         if len(ranked) < 2:
             continue
         best, worst = ranked[0], ranked[-1]
@@ -195,7 +200,7 @@ def _reliability(faces: DataFrame, fitted: Entry) -> Entry | None:
 
 def _age_interval(table: DataFrame, coverage: Estimate) -> Entry | None:
     """Level, measured coverage with its interval, and mean width in years of the predictions' age intervals."""
-    if table["age_low"].isna().all():
+    if coverage.value is None:
         return None
     width = float((table["age_high"] - table["age_low"]).mean())
     return {"level": AGE_INTERVAL_LEVEL, "coverage": coverage.value, "interval": coverage.interval, "width": width}
@@ -203,7 +208,8 @@ def _age_interval(table: DataFrame, coverage: Estimate) -> Entry | None:
 
 def _minors(table: DataFrame, careful: float | None) -> Entry | None:
     """Telling minors from adults by predicted age: at 18 years, and where hardly any minor was missed in validation."""
-    if table["predicted_age"].isna().all():
+    table = table[~np.isnan(metric_table.error(table))]
+    if table.empty:
         return None
     minor = table["age"] < ADULT
     points: Entry = {"default": None, "careful": None}
@@ -221,7 +227,7 @@ def _minors(table: DataFrame, careful: float | None) -> Entry | None:
 def _fingerprint(samples: DataFrame) -> str:
     """Equal for equal test sets, so that runs can be compared."""
     labels = samples[["name", "age", "gender", "race"]].itertuples(index=False)
-    lines = sorted(" ".join(map(str, sample)) + "\n" for sample in labels)
+    lines = sorted(f"{name} {age:g} {gender} {race}\n" for name, age, gender, race in labels)
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 

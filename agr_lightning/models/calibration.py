@@ -68,20 +68,21 @@ class Calibration(nn.Module):
 
 
 def fit_calibration(table: "DataFrame") -> dict[str, Tensor]:
-    """The state of a ``Calibration``, fitted on validation images; neutral for missing tasks or too few images.
+    """The state of a ``Calibration``, fitted on labelled validation images; neutral where they are too few, or none.
 
-    ``table`` has a row an image, with the columns ``age`` in years, ``gender`` and ``race`` as codes or ``MISSING``,
-    ``predicted_age`` in years, ``prob_CLASS`` at temperature 1, and ``prob_under_18`` at slope 1 and intercept 0;
-    predictions are NaN without the task, or the distribution of ages.
+    ``table`` has a row an image, with the columns ``age`` in years, ``gender`` and ``race`` as codes, each or
+    ``MISSING``, ``predicted_age`` in years, ``prob_CLASS`` at temperature 1, and ``prob_under_18`` at slope 1 and
+    intercept 0; predictions are NaN without the task, or the distribution of ages.
     """
-    age, predicted = table["age"].to_numpy(), table["predicted_age"].to_numpy()
     fitted: dict[str, Any] = {}
     for task, classes in CLASSES.items():
         probabilities = table[[f"prob_{name}" for name in classes]].to_numpy()
         fitted[f"{task}_temperature"] = fit_temperature(probabilities, table[task].to_numpy())
+    aged = table[table["age"] != MISSING]
+    age, predicted = aged["age"].to_numpy(), aged["predicted_age"].to_numpy()
     fitted["age_edges"], fitted["age_low"], fitted["age_high"] = fit_age_intervals(predicted, age)
     fitted["adult_threshold"] = fit_adult_threshold(predicted, age)
-    fitted["under_18_slope"], fitted["under_18_intercept"] = fit_under_18(table["prob_under_18"].to_numpy(), age)
+    fitted["under_18_slope"], fitted["under_18_intercept"] = fit_under_18(aged["prob_under_18"].to_numpy(), age)
     return {name: torch.tensor(value, dtype=torch.float32) for name, value in fitted.items()}
 
 
