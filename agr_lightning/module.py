@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.cli import OptimizerCallable
@@ -204,12 +205,22 @@ class AGRModule(BaseModule):
             )
             self.seen = join_seen(self.seen, *(teacher.seen for teacher in self.distillation.trained))
             _log.info(f"learns from {', '.join(self.hparams['teachers'])} beside the labels")
-        if "race" in self.tasks and self.trainer.datamodule is not None:  # type: ignore[attr-defined]
-            races = self.trainer.datamodule.samples("train")["race"].to_numpy()  # type: ignore[attr-defined]
-            if (races == MISSING).all() and self.distillation is None:
-                raise UserError("no training image has a race label: leave it out with --model.tasks '[age, gender]'.")
-            if self.hparams["race_class_weights"] == "balanced":
+        if self.trainer.datamodule is not None:  # type: ignore[attr-defined]
+            samples = self.trainer.datamodule.samples("train")  # type: ignore[attr-defined]
+            self._check_labels(samples)
+            if "race" in self.tasks and self.hparams["race_class_weights"] == "balanced":
+                races = samples["race"].to_numpy()
                 self.loss.weigh_races(balanced_weights(np.bincount(races[races >= 0], minlength=len(RACES)).tolist()))
+
+    def _check_labels(self, samples: pd.DataFrame) -> None:
+        """Raises UserError for a task that neither labels nor teachers teach."""
+        teachers = () if self.distillation is None else self.distillation.trained
+        taught = {task for teacher in teachers for task in teacher.config.tasks}
+        learned = [task for task in self.tasks if task in taught or (samples[task] != MISSING).any()]
+        for task in self.tasks:
+            if task not in learned:
+                cure = f"leave it out with --model.tasks '[{', '.join(learned)}]'" if learned else "label some"
+                raise UserError(f"no training image has a label for {task}: {cure}.")
 
     def on_fit_start(self) -> None:
         options = self.hparams

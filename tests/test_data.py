@@ -1,5 +1,6 @@
 """Cache, cards, transforms, batches."""
 
+import json
 import os
 import pickle
 import resource
@@ -29,8 +30,9 @@ from agr_lightning.data.splits import SPLITS
 from agr_lightning.data.transforms import Augmentation, Preset
 from agr_lightning.datamodule import PhotoBatch, UTKFaceDataModule
 from agr_lightning.inference.photos import Photo, PhotoOptions
-from agr_lightning.labels import MISSING
+from agr_lightning.labels import MISSING, TASKS, Task
 from agr_lightning.messages import UserError
+from agr_lightning.models.config import AgeLossName
 from tests.conftest import FAST, save_noise
 
 Run = Callable[..., tuple[int, str, str]]
@@ -517,11 +519,79 @@ def test_race_is_not_learnt_where_nobody_has_a_label(tmp_path: Path, here: Path,
     command = ("fit", *FAST, "--data.root", "a folder", "--trainer.max_epochs", "1")
     code, _, err = run(*command)
     assert code == 1 and err == (
-        "error: no training image has a race label: leave it out with --model.tasks '[age, gender]'.\n"
+        "error: no training image has a label for race: leave it out with --model.tasks '[age, gender]'.\n"
     )
     # What is to be typed next can be typed.
     code, out, err = run(*command, "--model.tasks", "[age, gender]", "--trainer.default_root_dir", "its runs")
     assert code == 0 and "--ckpt_path 'its runs/lightning_logs/version_0/checkpoints/best.ckpt' --data" in out, err
+
+
+def _forget(monkeypatch: pytest.MonkeyPatch, *tasks: Task, share: float = 1.0) -> None:
+    """Ages become decimal, and this share of all labels of the tasks unknown."""
+
+    def build(*args: str) -> Index:
+        index, random = build_index(*args), np.random.default_rng(0)
+        samples = index.samples.assign(age=index.samples["age"] + random.choice([0, 0.25, 0.5], len(index.samples)))
+        for task in tasks:
+            samples.loc[random.random(len(samples)) < share, task] = MISSING
+        return replace(index, samples=samples)
+
+    monkeypatch.setattr("agr_lightning.datamodule.build_index", build)
+
+
+def test_labels_reach_the_batch_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    _forget(monkeypatch, "age", "gender", "race", share=0.5)
+    module = _module(balance="age")
+    samples, batch = module.samples("train"), next(iter(module.train_dataloader()))
+    assert (batch.age.dtype, batch.gender.dtype, batch.race.dtype) == (torch.float32, torch.int64, torch.int64)
+    for task in ("age", "gender", "race"):
+        assert getattr(batch, task).tolist() == samples[task].to_numpy()[batch.index.numpy()].tolist()
+        assert (getattr(batch, task) == MISSING).any()
+    assert (batch.age % 1 != 0).any()
+
+
+@pytest.mark.parametrize(
+    ("tasks", "unlabelled", "message"),
+    [
+        (TASKS, ("age",), "age: leave it out with --model.tasks '[gender, race]'."),
+        (TASKS, ("gender", "race"), "gender: leave it out with --model.tasks '[age]'."),
+        (("gender",), ("gender",), "gender: label some."),
+    ],
+)
+def test_a_task_needs_a_label(
+    here: Path,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    tasks: tuple[Task, ...],
+    unlabelled: tuple[Task, ...],
+    message: str,
+) -> None:
+    _forget(monkeypatch, *unlabelled)
+    options = ("--data.synthetic", "120", "--model.tasks", f"[{', '.join(tasks)}]", "--trainer.max_epochs", "1")
+    code, _, err = run("fit", *FAST, *options)
+    assert code == 1 and err == f"error: no training image has a label for {message}\n"
+    rest = [task for task in TASKS if task not in unlabelled]
+    code, _, err = run("fit", *FAST, *options, "--model.tasks", f"[{', '.join(rest)}]", "--test_after_fit", "false")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("loss", ["l1", "coral"])
+def test_missing_labels_cost_their_own_task_alone(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch, loss: AgeLossName
+) -> None:
+    _forget(monkeypatch, *TASKS, share=0.4)
+    options = ("--data.synthetic", "240", "--data.test_fraction", "0.3", "--model.age_loss", loss)
+    options += ("--model.loss_weighting", "uncertainty", "--data.balance", "age", "--trainer.max_epochs", "1")
+    code, _, err = run("fit", *FAST, *options)
+    assert code == 0, err
+    results = json.loads((here / "lightning_logs" / "version_0" / "results.json").read_text())
+    assert results["n"] == 72 and all(results["metrics"][name] is not None for name in ("age_mae", "gender_acc"))
+    labelled = {each: sum(g["n"] for g in results["groups"] if g["attribute"] == each) for each in ("age_band", "race")}
+    assert results["minors"]["minors"] + results["minors"]["adults"] == labelled["age_band"] < 60
+    assert sum(map(sum, results["classes"]["race"]["confusion"])) == labelled["race"] < 60
+    assert results["metrics"]["age_mae"] < 60
+    code, _, err = run("report", "lightning_logs/version_0")
+    assert code == 0, err
 
 
 @pytest.mark.parametrize(

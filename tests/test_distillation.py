@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,15 @@ import torch
 from agr_lightning.checkpoints import KEY, SEEN, TrainedNetwork, describe, load_trained, write_safetensors
 from agr_lightning.data.cards import draw_cards
 from agr_lightning.data.duplicates import of_samples
-from agr_lightning.data.index import build_index
+from agr_lightning.data.index import Index, build_index
+from agr_lightning.data.loading import Batch
 from agr_lightning.distillation import Distillation
-from agr_lightning.labels import Task
+from agr_lightning.labels import MISSING, Task
 from agr_lightning.messages import UserError
 from agr_lightning.models.config import NetworkConfig
 from agr_lightning.models.network import AGRNetwork
-from tests.conftest import copy_run
+from agr_lightning.module import AGRModule
+from tests.conftest import FAST, copy_run
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -101,6 +104,20 @@ def test_a_grey_teacher_sees_grey_images(images: torch.Tensor) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0] != pytest.approx(losses[2], rel=1e-4)
 
 
+@pytest.mark.parametrize("loss", ["l1", "dldl"])
+def test_images_without_labels_learn_from_teachers(images: torch.Tensor, loss: str) -> None:
+    torch.manual_seed(0)
+    module = AGRModule(image_size=32, age_loss=loss, dropout=0.0)  # type: ignore[arg-type]
+    unknown = torch.full((6,), MISSING)
+    batch = Batch(images, unknown.float(), unknown, unknown, torch.arange(6))
+    learned = []
+    for module.distillation in (None, Distillation([_network(age_loss=loss).eval()], 0.5)):
+        module.zero_grad()
+        module.training_step(batch, 0).backward()
+        learned.append({name for name, head in module.network.heads.items() if head.weight.grad.any()})
+    assert learned == [set(), {"age", "gender", "race"}]
+
+
 @pytest.mark.parametrize("weight", [0, -1, 1.5, float("nan")])
 def test_weights_that_cannot_be(weight: float) -> None:
     with pytest.raises(UserError, match=r"--model\.distillation_weight .* must be above 0, and 1 at most"):
@@ -139,6 +156,21 @@ def test_teachers_are_read_with_what_they_have_seen(here: Path, images: torch.Te
     ):
         with pytest.raises(UserError, match=rf"^--model\.teachers \S*{message}"):
             Distillation.load(named, tasks, 0.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("knows", "code"), [(("age", "gender"), 0), (("gender", "race"), 1)])
+def test_a_task_without_labels_needs_a_teacher_that_knows_it(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch, knows: tuple[Task, ...], code: int
+) -> None:
+    def build(*args: str) -> Index:
+        index = build_index(*args)
+        return replace(index, samples=index.samples.assign(age=MISSING))
+
+    monkeypatch.setattr("agr_lightning.datamodule.build_index", build)
+    options = ("--data.synthetic", "120", "--trainer.max_epochs", "1", "--test_after_fit", "false")
+    teacher = _teacher(here / "teacher.safetensors", knows, [], [])
+    found, _, err = run("fit", *FAST, *options, "--model.teachers", f"[{teacher}]")
+    assert found == code and ("no training image has a label for age" in err) == (code == 1), err
 
 
 def test_a_short_training_gains_from_a_teacher_alone(trained: Path, here: Path, run: Run) -> None:
