@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 
 from agr_lightning.data.index import Index, build_index
+from agr_lightning.data.splits import age_bands
 from agr_lightning.files import atomic_json, user_path
-from agr_lightning.labels import AGE_BANDS, GENDERS, MISSING, RACES, TASKS, age_band
+from agr_lightning.labels import AGE_BANDS, CLASSES, MISSING, TASKS
 
 # How many single files or groups the terminal shows; the JSON has them all.
 _SHOWN = 5
 
-_UNKNOWN = "unknown"  # race
+_UNKNOWN = "unknown"  # of a label
 
 
 def audit(root: str, output: str | None = None, cache_dir: str | None = None) -> str:
@@ -26,11 +27,12 @@ def audit(root: str, output: str | None = None, cache_dir: str | None = None) ->
     """
     index = build_index(root, cache_dir, "DIR")
     samples = index.samples
+    codes = samples.assign(age_band=age_bands(samples["age"]))
     labels = pd.DataFrame(
         {
-            "age_band": pd.Categorical.from_codes(samples["age"].map(age_band), AGE_BANDS),
-            "gender": pd.Categorical.from_codes(samples["gender"], GENDERS),
-            "race": pd.Categorical.from_codes(samples["race"] - MISSING, [_UNKNOWN, *RACES]),
+            # MISSING is the last.
+            name: pd.Categorical.from_codes(codes[name] % (len(names) + 1), [*names, _UNKNOWN])
+            for name, names in ({"age_band": AGE_BANDS} | CLASSES).items()
         }
     )
     groups = []
@@ -60,11 +62,11 @@ def _as_text(index: Index, labels: pd.DataFrame, groups: list[Any], output: str 
 
 def _table(labels: pd.DataFrame) -> list[str]:
     """Counts by age band, gender and race, with the totals."""
-    races = [*RACES, _UNKNOWN] if (labels["race"] == _UNKNOWN).any() else [*RACES]
-    classes = pd.get_dummies(labels[["gender", "race"]], prefix="", prefix_sep="")[[*GENDERS, *races]]
-    table = classes.groupby(labels["age_band"], observed=False).sum()
-    table["all"] = labels["age_band"].value_counts()
-    table.loc["all"] = table.sum()
+    bands = labels["age_band"]
+    counts = [pd.crosstab(bands, labels[name], dropna=False) for name in CLASSES]
+    table = pd.concat([*counts, bands.value_counts().rename("all")], axis=1)
+    table = table.loc[(table["all"] > 0) | (table.index != _UNKNOWN), (table.columns != _UNKNOWN) | (table.sum() > 0)]
+    table.loc["all"] = table.sum().to_numpy()
     lines = [f"{'age':8}" + "".join(f"{name:>9}" for name in table) + "   share"]
     for band, counts in table.iterrows():
         cells = "".join(f"{count:9,}" for count in counts)
@@ -79,8 +81,9 @@ def _as_json(index: Index, labels: pd.DataFrame, groups: list[Any]) -> dict[str,
         "images": len(labels),
         "counts": {name: column.value_counts(sort=False).to_dict() for name, column in labels.items()},
         "cells": [
-            {"age_band": band, "gender": gender, "race": None if race == _UNKNOWN else race, "n": int(n)}
-            for (band, gender, race), n in cells[cells > 0].items()
+            {name: None if value == _UNKNOWN else value for name, value in zip(labels, cell, strict=True)}
+            | {"n": int(n)}
+            for cell, n in cells[cells > 0].items()
         ],
         "rejected": [{"file": file, "reason": reason} for file, reason in index.rejects.items()],
         "duplicate_groups": groups,

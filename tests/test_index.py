@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from agr_lightning.audit import audit
 from agr_lightning.data.duplicates import are_known, find_groups, fingerprints
 from agr_lightning.data.index import Index, build_index, shared_photos
+from agr_lightning.labels import AGE_BANDS, GENDERS, MISSING, RACES
 from agr_lightning.messages import UserError
 from tests.conftest import save_noise
 
@@ -237,10 +239,31 @@ def test_audit_tells_all(tmp_path: Path) -> None:
     found = json.loads(output.read_text())
     assert found["images"] == 3
     assert found["counts"]["race"] == {"white": 0, "black": 2, "asian": 0, "indian": 0, "others": 0, "unknown": 1}
-    assert found["counts"]["age_band"]["20-29"] == 2 and found["counts"]["gender"] == {"male": 1, "female": 2}
+    assert found["counts"]["age_band"]["20-29"] == 2 and found["counts"]["age_band"]["unknown"] == 0
+    assert found["counts"]["gender"] == {"male": 1, "female": 2, "unknown": 0}
     assert found["rejected"] == [{"file": "notes.txt", "reason": "name is not AGE_GENDER_RACE_DATETIME"}]
     assert found["duplicate_groups"] == [{"files": ["20_0_1_1.jpg", "29_1_1_2.jpg"], "disagree_on": ["age", "gender"]}]
+    heads = ["age", *GENDERS, *RACES, "unknown", "all", "share"]
+    assert report.splitlines()[2].split() == heads and "\nunknown" not in report
     assert "age and gender: 20_0_1_1.jpg, 29_1_1_2.jpg" in report and "notes.txt" in report
+
+
+def test_audit_counts_unknown_labels(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = index.samples.assign(age=index.samples["age"] + 0.75)
+    samples.loc[:9, "age"], samples.loc[5:24, "gender"], samples.loc[8:, "race"] = MISSING, MISSING, MISSING
+    monkeypatch.setattr("agr_lightning.audit.build_index", lambda *_: dataclasses.replace(index, samples=samples))
+    report = audit("cards", str(tmp_path / "audit.json")).splitlines()
+    found = json.loads((tmp_path / "audit.json").read_text())
+    assert [found["counts"][name]["unknown"] for name in ("age_band", "gender", "race")] == [10, 20, 112]
+    assert all(sum(counts.values()) == 120 for counts in found["counts"].values())
+    assert {"age_band": None, "gender": None, "race": None, "n": 2} in found["cells"]
+    assert sum(cell["n"] for cell in found["cells"]) == 120
+    heads = [*GENDERS, "unknown", *RACES, "unknown", "all", "share"]
+    rows = {line.split()[0]: line.split()[1:] for line in report[2:14] if line}
+    assert rows["age"] == heads and list(rows)[1:] == [*AGE_BANDS, "unknown", "all"]
+    assert rows["all"][2] == "20" and rows["all"][8:] == ["112", "120", "100.0%"]
+    assert rows["unknown"][2] == "5" and rows["unknown"][8:10] == ["2", "10"]
+    assert rows["20-29"][9] == str(samples["age"].between(20, 29.9).sum())
 
 
 @pytest.mark.real_data
