@@ -28,6 +28,7 @@ from agr_lightning.data.loading import (
     balancing_weights,
 )
 from agr_lightning.data.splits import SPLITS, SplitName, SplitOptions, make_split, within_ages
+from agr_lightning.data.tables import LabelOptions
 from agr_lightning.data.transforms import Augmentation, Preset, TransformSpec
 from agr_lightning.inference.inputs import find_photos
 from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader, photo_batches
@@ -47,11 +48,18 @@ class PhotoBatch(NamedTuple):
 
 
 class UTKFaceDataModule(lightning.LightningDataModule):
-    """UTKFace images, or any images named as they are.
+    """UTKFace images, or any images whose labels stand in their names or in a table.
 
     Args:
-        root: folder of images named AGE_GENDER_RACE_DATETIME.jpg, searched recursively, or the downloaded
-            archive itself (.zip, .tar, .tar.gz).
+        root: folder of images named AGE_GENDER_RACE_DATETIME.jpg, or that labels names, searched recursively; or the
+            downloaded archive itself (.zip, .tar, .tar.gz).
+        labels: table of labels (CSV, TSV, JSON lines, Parquet), here or below the root, or a glob of several; or the
+            form of the file names, '{number}_{person}_{age}_{gender}.jpg'; null for names AGE_GENDER_RACE_.
+        columns: what the table calls file, age, gender, race, split, x, y, width, height, right and bottom, where
+            it is something else, {file: img_name}, or what is made of its columns, {file: 'images/{id}.jpg'}.
+        race_map: classes of another taxonomy, with white, black, asian, indian, others or unknown for each.
+        group: column of the table that names the person: nobody is in two splits.
+        box_margin: what a crop has around a face box of the table, on each side, in shares of its longer side.
         synthetic: instead of a root, this many drawn, labelled test cards; 0 for none.
         split: 'random' (same shares of age band, gender and race in each split; copies of a photo never in
             two splits; the same on every machine for one seed), or a folder with train.txt, val.txt and
@@ -81,6 +89,11 @@ class UTKFaceDataModule(lightning.LightningDataModule):
     def __init__(
         self,
         root: str | None = None,
+        labels: str | None = None,
+        columns: dict[str, str] | None = None,
+        race_map: dict[str, str] | None = None,
+        group: str | None = None,
+        box_margin: float = 0.0,
         synthetic: int = 0,
         split: str = "random",
         seed: int = 0,
@@ -103,7 +116,8 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         super().__init__()
         # Plain values, so that a checkpoint loads without running code; read at use, since finders change them.
         self.save_hyperparameters(ignore="photos")
-        for name, least in {"batch_size": 1, "num_workers": 0, "image_size": 16, "synthetic": 0, "seed": 0}.items():
+        least_values = {"batch_size": 1, "num_workers": 0, "image_size": 16, "synthetic": 0, "seed": 0, "box_margin": 0}
+        for name, least in least_values.items():
             if self.hparams[name] < least:
                 raise UserError(f"--data.{name} {self.hparams[name]} must be {least} or more.")
         if root is not None and synthetic:
@@ -111,6 +125,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         self._options = SplitOptions(
             split, seed, val_fraction, test_fraction, max_samples, max_per_gender, age_min, age_max
         )
+        self._labels = LabelOptions(labels, columns or {}, race_map or {}, group, box_margin)
         self.photo_options = photos
         self.photos_to_predict: list[Path] = []  # all inputs, in order
         self.first_to_predict = 0  # of this process; those before it are done
@@ -189,7 +204,9 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         """Finds and splits the images that a stage needs, unless that was done before."""
         options, test_root = self._options, self.hparams["test_root"]
         if test_root is not None and "test" not in self._splits:
-            self._indexes["test"] = index = build_index(test_root, self.hparams["cache_dir"], "--data.test_root")
+            self._indexes["test"] = index = build_index(
+                test_root, self.hparams["cache_dir"], "--data.test_root", self._labels
+            )
             _log.info(index.summary())
             self._splits["test"] = within_ages(index.samples, options)
         if "train" in self._splits or (test_root is not None and stage == "test"):
@@ -200,7 +217,8 @@ class UTKFaceDataModule(lightning.LightningDataModule):
             option = "--data.synthetic"
         if root is None:
             raise UserError("no images: give --data.root FOLDER, or --data.synthetic 1500 for drawn test cards.")
-        index = build_index(root, self.hparams["cache_dir"], option)
+        labels = LabelOptions() if self.hparams["synthetic"] else self._labels
+        index = build_index(root, self.hparams["cache_dir"], option, labels)
         _log.info(index.summary())
         samples, names = index.samples, SPLITS
         if test_root is not None:

@@ -1,5 +1,6 @@
 """Files: how they are written, whole or not at all; where derived ones live; what lies in a run folder."""
 
+import codecs
 import contextlib
 import errno
 import glob
@@ -10,7 +11,8 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -86,6 +88,36 @@ def cache_folder(cache_dir: str | None) -> Path:
     folder = Path(base) / "agr_lightning" if cache_dir is None else user_path(cache_dir)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def decode_text(content: bytes, encoding: str = "utf-8", errors: str = "surrogateescape") -> str:
+    """Text as the editors of any system write it: UTF-16 by its mark, UTF-8 with or without one, or else as is said."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", "replace")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode(encoding, errors)
+
+
+def match_paths(wanted: Sequence[str], known: Sequence[str]) -> list[list[int]]:
+    """For each wanted path, which of the known ones it can mean.
+
+    That is itself; or those that end in it; or the longest that it ends in, where only what stands in front differs.
+    """
+    whole, ends = defaultdict[str, list[int]](list), defaultdict[str, list[int]](list)
+    for number, path in enumerate(known):
+        whole[path].append(number)
+    for path, numbers in whole.items() if any(path not in whole for path in wanted) else ():
+        while path := path.partition("/")[2]:
+            ends[path] += numbers
+    found = []
+    for path in wanted:
+        means, rest = whole.get(path) or ends.get(path), path
+        while not means and (rest := rest.partition("/")[2]):
+            means = whole.get(rest)
+        found.append(means or [])
+    return found
 
 
 def walk_files(folder: Path) -> Iterator[str]:

@@ -1,11 +1,14 @@
-"""What a label is: the tasks, the classes and their codes, the age range, and the file-name grammar.
+"""What a label is: the tasks, the classes and their codes, the age range, and how names and tables spell them.
 
 No other file knows a code or spells a class name.
 """
 
 import re
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Literal
+
+from agr_lightning.messages import UserError, did_you_mean
 
 Task = Literal["age", "gender", "race"]
 TASKS: tuple[Task, ...] = ("age", "gender", "race")
@@ -26,9 +29,31 @@ MISSING = -1
 _BAND_STARTS = (0, 3, 10, 20, 30, 40, 50, 60, 70)
 AGE_BANDS = (*(f"{low}-{high - 1}" for low, high in pairwise(_BAND_STARTS)), f"{_BAND_STARTS[-1]}+")
 
+# What stands for no label in tables.
+_UNKNOWN = frozenset(("", "-", "?", "-1", "-1.0", "n/a", "na", "<na>", "nan", "none", "null", "unknown"))
+
+# What else genders are called.
+_GENDER_WORDS = {"m": 0, "man": 0, "boy": 0, "f": 1, "woman": 1, "girl": 1}
+
+# Ages: whole or decimal; from one to another; or from one on.
+_NUMBER = r"(\d{1,3}(?:\.\d*)?)"
+_AGE = re.compile(_NUMBER, re.ASCII)
+_RANGE = re.compile(rf"{_NUMBER}\s*(?:[-–—]|to)\s*{_NUMBER}|[(\[]\s*{_NUMBER}\s*[,-]\s*{_NUMBER}\s*[)\]]", re.ASCII)
+_AND_MORE = re.compile(rf"(?:more than|over|>=?|≥)\s*{_NUMBER}|{_NUMBER}\s*\+", re.ASCII)
+
+# Years between the start of a range without an end and its middle: those of 70 and older are 80 on average in UTKFace.
+_MORE = 10
+
+# The codes in a name, or what stands for an unknown one. Three fields: the race is left out, unless the third is a lone
+# digit.
+_NO_CODE = r"x|\?|-1|nan|none|null|unknown|"
+_NAME = re.compile(
+    rf"(-?[0-9]{{1,3}}|{_NO_CODE})_([0-9]|{_NO_CODE})_(?:([0-9]|{_NO_CODE})_|([0-9])(?![0-9a-z]))?", re.IGNORECASE
+)
+
 
 class LabelError(ValueError):
-    """A file name from which no age and gender can be read; the text is the reason."""
+    """A file name from which no label can be read; the text is the reason."""
 
 
 def age_band(age: float) -> int:
@@ -40,25 +65,71 @@ def parse_name(name: str) -> tuple[int, int, int]:
     """Reads the labels from a file name ``AGE_GENDER_RACE_DATETIME.jpg[.chip.jpg]``.
 
     The date and the extension carry no label, so nothing is asked of them: some published names have a
-    blank, a digit too many, or no dot there. A name without the race field keeps age and gender.
+    blank, a digit too many, or no dot there. A label that is left out, or is none, costs only itself.
 
-    Returns age in years, 0 to 116, and the indices into ``GENDERS`` and ``RACES`` (``MISSING`` where there is no race);
-    raises LabelError when age or gender cannot be read, or a value is outside its range.
+    Returns age in years, 0 to 116, and the indices into ``GENDERS`` and ``RACES``, each ``MISSING`` where unknown;
+    raises LabelError when the name is not of this form, or all are unknown.
 
     Example:
         >>> parse_name("26_1_2_20170116184024662.jpg")
         (26, 1, 2)
     """
-    fields = name.split("_")
-    if len(fields) < 3 or not re.fullmatch(r"[0-9]{1,3}", fields[0]):
+    fields = _NAME.match(name)
+    if fields is None:
         raise LabelError("name is not AGE_GENDER_RACE_DATETIME")
-    age, gender = int(fields[0]), fields[1]
-    # Three fields: the race is left out, unless the third is a lone digit before the extension.
-    race = fields[2] if len(fields) > 3 else "".join(re.findall(r"^[0-9](?=\.|$)", fields[2]))
-    if not AGE_MIN <= age <= AGE_MAX:
-        raise LabelError(f"age {age} is not {AGE_MIN} to {AGE_MAX}")
-    if not re.fullmatch(r"[01]", gender):
-        raise LabelError(f"gender '{gender[:12]}' is not 0 or 1")
-    if not re.fullmatch(r"[0-4]?", race):
-        raise LabelError(f"race '{race[:12]}' is not 0 to 4")
-    return age, int(gender), int(race) if race else MISSING
+    gender, race = fields[2], fields[3]
+    if race is None and gender.isdecimal() and int(gender) >= len(GENDERS):  # perhaps a date
+        raise LabelError(f"gender '{gender}' is not 0 or 1")
+    race = race or fields[4] or ""
+    labels = _up_to(fields[1], AGE_MAX), _up_to(gender, len(GENDERS) - 1), _up_to(race, len(RACES) - 1)
+    if max(labels) == MISSING:
+        raise LabelError("no label in the name")
+    return labels
+
+
+def _up_to(text: str, most: int) -> int:
+    return int(text) if text.isdecimal() and int(text) <= most else MISSING
+
+
+def parse_age(text: str) -> float | None:
+    """Reads an age in years, 0 to 116, from a cell of a table.
+
+    A range is its middle: 24.5 of "20-29", "20 to 29", "(20, 29)" or "[20, 29]". One without an end, "more than 70",
+    "over 70", ">70" or "70+", is its start and 10 years.
+
+    Returns ``MISSING`` for a cell that says that it is not known, and None for what is no age.
+    """
+    text = text.strip().casefold()
+    if text in _UNKNOWN:
+        return MISSING
+    if found := _AGE.fullmatch(text):
+        ages = [float(found[1])]
+    elif found := _RANGE.fullmatch(text):
+        ages = [float(number) for number in found.groups() if number]
+    elif found := _AND_MORE.fullmatch(text):
+        low = float(found[1] or found[2])
+        ages = [low, max(low, min(low + 2 * _MORE, AGE_MAX))]
+    else:
+        return None
+    return sum(ages) / len(ages) if AGE_MIN <= ages[0] <= ages[-1] <= AGE_MAX else None
+
+
+def spelled(text: str) -> str:
+    """What a class is called, as ``class_codes`` knows it: case, blanks and ``_`` make no difference."""
+    return re.sub(r"[\s_]+", "", text).casefold()
+
+
+def class_codes(task: ClassTask, other_names: Mapping[str, str] | None = None) -> dict[str, int]:
+    """The code of each way to spell a class of ``task``; ``MISSING`` for those that stand for no label.
+
+    ``other_names`` are those of another taxonomy, with the class that each one is here, or "unknown"; raises UserError
+    for a value that is neither.
+    """
+    codes = dict.fromkeys(_UNKNOWN, MISSING) | (_GENDER_WORDS if task == "gender" else {})
+    for code, name in enumerate(CLASSES[task]):
+        codes |= dict.fromkeys((name, str(code), f"{code}.0"), code)
+    for other, name in (other_names or {}).items():
+        if spelled(name) not in codes:
+            known = ", ".join(CLASSES[task])
+            raise UserError(f"--data.race_map '{other}: {name}'{did_you_mean(name, CLASSES[task])}: expected {known}.")
+    return codes | {spelled(other): codes[spelled(name)] for other, name in (other_names or {}).items()}

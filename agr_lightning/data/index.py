@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from agr_lightning.data.duplicates import THUMBNAIL, find_groups, fingerprints
 from agr_lightning.data.images import CANNOT_BE_READ, ImageError, decode_photo, read_bytes
+from agr_lightning.data.tables import LabelOptions, read_labels
 from agr_lightning.files import atomic_folder, atomic_write, cache_folder, stamp, usable_cpus, user_path, walk_files
-from agr_lightning.labels import MISSING, LabelError, parse_name
+from agr_lightning.labels import MISSING, TASKS
 from agr_lightning.messages import UserError
 
 # Part of the name of every stored scan: raise it when what is stored, or how it is computed, changes.
@@ -35,7 +36,8 @@ class Index:
             files have one name), ``file`` (path below the folder), ``size`` and ``mtime_ns`` of the file, ``age``,
             ``gender``, ``race`` (codes of ``labels``), ``group`` (shared by those that show the same photo),
             ``fingerprint`` (of the photo, uint8 ``(32,)``) and ``row`` (in this index, and among its cached images).
-        rejects: why other files are not used, by their path, sorted.
+        rejects: why other files, or rows of a table, are not used, by their path, sorted.
+        notes: what was counted in the labels, a sentence each.
         scan: file that stores what was seen in the images.
     """
 
@@ -43,6 +45,7 @@ class Index:
     folder: Path
     samples: pd.DataFrame
     rejects: dict[str, str]
+    notes: list[str]
     scan: Path
 
     @property
@@ -51,20 +54,27 @@ class Index:
         return self.scan.stem.rpartition("-")[2]
 
     def summary(self) -> str:
-        """One line: how many images are used, how many are not, and why."""
+        """One line: how many images are used, how many are not, and why; and one for each note."""
         line = f"{self.root}: {len(self.samples):,} images"
-        if without_race := (self.samples["race"] == MISSING).sum():
-            line += f" ({without_race} without a race label)"
+        missing = (self.samples[[*TASKS]] == MISSING).sum()
+        if missing.any():
+            unknown = ", ".join(f"{count:,} without a label for {name}" for name, count in missing.items() if count)
+            line += f" ({unknown})"
         if self.rejects:
             reasons = Counter(self.rejects.values()).most_common()
             shown = "; ".join(f"{count} {reason}" for reason, count in reasons[:3])
             more = sum(count for _, count in reasons[3:])
             line += f", {len(self.rejects):,} files rejected: {shown}"
             line += f"; {more} for other reasons (see `audit`)" if more else ""
-        return line
+        return "\n".join([line, *self.notes])
 
 
-def build_index(root: str, cache_dir: str | None = None, option: str = "--data.root") -> Index:
+def build_index(
+    root: str,
+    cache_dir: str | None = None,
+    option: str = "--data.root",
+    options: LabelOptions = LabelOptions(),  # noqa: B008 (frozen)
+) -> Index:
     """Finds the samples under ``root``, a folder that is searched recursively, or an archive.
 
     Every file is opened once; what was found is kept in the cache and looked up by name, size and time
@@ -78,20 +88,21 @@ def build_index(root: str, cache_dir: str | None = None, option: str = "--data.r
     files = sorted(walk_files(folder))
     if not files:
         raise UserError(f"{option} {root} holds no files; it should hold images named AGE_GENDER_RACE_DATETIME.jpg.")
-    labels, rejects = _read_labels(files)
+    labels, rejects, notes = read_labels(files, folder, options)
     stored = cache / f"scan-v{_SCAN_VERSION}-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]}.npz"
-    scan = _scan(folder, labels["file"].tolist(), stored).merge(labels, on="file")
+    scan = _scan(folder, labels["file"].unique().tolist(), stored)
+    scan = scan.assign(name=scan["file"].str.rsplit("/", n=1).str[-1])
     scan.loc[(scan["reason"] == "") & scan.duplicated(["name", "digest"]), "reason"] = "copy of a file of the same name"
     usable = scan["reason"] == ""
     rejects = dict(sorted((rejects | scan[~usable].set_index("file")["reason"].to_dict()).items()))
     if not usable.any():
         first, reason = next(iter(rejects.items()))
         raise UserError(f"{option} {root}: none of its {len(files):,} files is a usable image; {first}: {reason}.")
-    samples = scan[usable]
+    samples = scan[usable].merge(labels, on="file")
     names = samples["name"].where(~samples.duplicated("name", keep=False), samples["file"])
     samples = samples.assign(name=names).sort_values("name", ignore_index=True).assign(row=np.arange(len(samples)))
     columns = ["name", "file", "size", "mtime_ns", "age", "gender", "race", "group", "fingerprint", "row"]
-    return Index(root, folder, samples[columns], rejects, stored)
+    return Index(root, folder, samples[columns], rejects, notes, stored)
 
 
 def shared_photos(index: Index, other: Index) -> NDArray[np.bool_]:
@@ -101,21 +112,6 @@ def shared_photos(index: Index, other: Index) -> NDArray[np.bool_]:
     return np.isin(ours, theirs)
 
 
-def _read_labels(files: list[str]) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Names and labels of the files that have them, and why others have none."""
-    rows, rejects = [], {}
-    for file in files:
-        name = file.rpartition("/")[2]
-        try:
-            file.encode()
-            if "\n" in file or "\r" in file:
-                raise LabelError("line break in the file name")  # which no list of names could hold
-            rows.append((file, name, *parse_name(name)))
-        except UnicodeEncodeError:
-            rejects[file] = "file name is not UTF-8"
-        except LabelError as error:
-            rejects[file] = str(error)
-    return pd.DataFrame(rows, columns=["file", "name", "age", "gender", "race"]), rejects
 
 
 def _scan(folder: Path, files: list[str], stored: Path) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,7 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from agr_lightning.files import atomic_text, user_path
+from agr_lightning.data.images import EXTENSIONS
+from agr_lightning.files import atomic_text, decode_text, match_paths, user_path
 from agr_lightning.labels import AGE_MAX, AGE_MIN, MISSING, Task, age_band
 from agr_lightning.messages import UserError
 
@@ -23,6 +25,9 @@ SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 # The samples of each split, numbered from 0.
 Split = dict[SplitName, pd.DataFrame]
+
+# How the name of an image ends.
+_ENDING = rf"\.(?:{'|'.join(sorted(ending[1:] for ending in EXTENSIONS))})"
 
 
 @dataclass(frozen=True)
@@ -83,13 +88,15 @@ def random_split(samples: pd.DataFrame, val_fraction: float, test_fraction: floa
 def read_split(folder: Path, samples: pd.DataFrame, splits: Sequence[SplitName] = SPLITS) -> Split:
     """Takes the members of each split from ``train.txt``, ``val.txt`` and ``test.txt``, one name a line.
 
+    A line is the name of a sample; or else one with other folders in front or labels behind; or else one with another
+    ending, as without ``.chip.jpg``. One that can mean several samples is left out, which is said.
+
     Raises UserError when there are no lists, a name is in two, or none of the names of one is among the samples.
     """
     lists: dict[SplitName, list[str]] = {}
     for name in splits:
         if (folder / f"{name}.txt").is_file():
-            lines = (folder / f"{name}.txt").read_text("utf-8-sig", "surrogateescape").split("\n")
-            lists[name] = list(dict.fromkeys(line.strip("\r") for line in lines if line.strip()))
+            lists[name] = _read_list(folder / f"{name}.txt", samples["name"].tolist())
     if not lists:
         raise UserError(f"--data.split {folder} must be 'random' or a folder with train.txt, val.txt and test.txt.")
     for one, other in combinations(lists, 2):
@@ -109,6 +116,32 @@ def read_split(folder: Path, samples: pd.DataFrame, splits: Sequence[SplitName] 
         if leaks:
             _log.warning(f"{folder}: {leaks:,} of {len(split[name]):,} {name} images show a photo that is in train.")
     return split
+
+
+def _read_list(path: Path, names: list[str]) -> list[str]:
+    """The names of samples that the lines of a list mean, each once; lines that mean none stay as they are."""
+    lines = re.split("[\r\n]+", decode_text(path.read_bytes(), "cp1252", "replace"))
+    found, known = {line: line for line in lines if line.strip()}, set(names)
+    for plain in (_without_labels, _without_ending):
+        if not (left := [line for line, name in found.items() if name not in known]):
+            break
+        means = match_paths([plain(line) for line in left], [plain(name) for name in names])
+        found |= {line: names[each[0]] for line, each in zip(left, means, strict=True) if len(each) == 1}
+        for line, each in zip(left, means, strict=True):
+            if len(each) > 1:
+                _log.warning(f"{path}: {line} can mean {names[each[0]]} and {names[each[1]]}, and is left out.")
+                del found[line]
+    return list(dict.fromkeys(found.values()))
+
+
+def _without_labels(line: str) -> str:
+    """The path of an image, without blanks and labels around it."""
+    path = line.strip(' \t"').replace("\\", "/")
+    return match[1] if (match := re.match(rf"(.+?{_ENDING})[\s,;\"]", path, re.IGNORECASE)) else path
+
+
+def _without_ending(line: str) -> str:
+    return re.sub(rf"(?:\.chip|{_ENDING})+$", "", _without_labels(line), flags=re.IGNORECASE)
 
 
 def write_split(split: Split, folder: Path) -> None:

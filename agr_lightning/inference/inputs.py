@@ -1,14 +1,14 @@
 """What `predict` is pointed at -> files of photos and videos."""
 
-import codecs
 import contextlib
 import glob
 import logging
+import re
 from collections import Counter, deque
 from pathlib import Path
 
 from agr_lightning.data.images import EXTENSIONS, ImageError, open_file
-from agr_lightning.files import user_path, walk_files
+from agr_lightning.files import decode_text, user_path, walk_files
 from agr_lightning.messages import UserError
 
 _log = logging.getLogger(__name__)
@@ -52,10 +52,9 @@ def find_photos(path: str | None, option: str = "--data.predict_path") -> list[P
 
 def _read_list(file: Path, left_out: Counter[str]) -> list[Path]:
     """What the lines of a file name; what is not there is an input like any other, and gets a row that says so."""
-    wide = file.read_bytes()[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # of Windows' editors
-    text = file.read_text("utf-16" if wide else "utf-8-sig", "replace" if wide else "surrogateescape")
+    lines = re.split("[\r\n]+", decode_text(file.read_bytes()))
     photos = []
-    for named in (user_path(line.strip()) for line in text.split("\n") if line.strip()):
+    for named in (user_path(line.strip()) for line in lines if line.strip()):
         found: list[Path] = []
         with contextlib.suppress(OSError, ValueError):  # for names that no file can have
             found = _search(named, left_out)
