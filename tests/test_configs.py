@@ -15,6 +15,8 @@ def test_config_works(run: Callable[..., tuple[int, str, str]], here: Path, conf
     code, _, err = run(
         *("fit", "--config", str(config), *FAST, "--data.synthetic", "120", "--trainer.max_epochs", "1"),
         *("--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "2"),
+        # Those of data sets are for a test on all images.
+        *("--data.val_fraction", "0.1", "--data.test_fraction", "0.1"),
         *("--test_after_fit", "true" if config.stem == "quickstart" else "false"),
     )
     assert code == 0, err

@@ -33,18 +33,19 @@ def _names(index: Index) -> list[str]:
 def test_every_file_is_a_sample_or_a_reject(tmp_path: Path) -> None:
     save_noise(tmp_path / "20_0_1_1.jpg", 1)
     save_noise(tmp_path / "deep" / "er" / "30_1_20170116174525125.jpg.chip.jpg", 2)
-    save_noise(tmp_path / "40_1_9_1.jpg", 3)
+    save_noise(tmp_path / "40_x_9_1.jpg", 3)
+    save_noise(tmp_path / "IMG_1_2.jpg", 5)
     (tmp_path / "50_0_0_1.jpg").write_text("text")
     (tmp_path / "60_0_0_1.jpg").touch()
     (tmp_path / "Thumbs.db").write_bytes(b"x")
     (tmp_path / "70_0_0_1.jpg").write_bytes(save_noise(tmp_path / "80_0_0_1.jpg", 4).read_bytes()[:300])
     index = build_index(str(tmp_path))
-    assert _names(index) == ["20_0_1_1.jpg", "30_1_20170116174525125.jpg.chip.jpg", "80_0_0_1.jpg"]
+    assert _names(index) == ["20_0_1_1.jpg", "30_1_20170116174525125.jpg.chip.jpg", "40_x_9_1.jpg", "80_0_0_1.jpg"]
     reasons = index.rejects
-    assert set(reasons) == {"40_1_9_1.jpg", "50_0_0_1.jpg", "60_0_0_1.jpg", "70_0_0_1.jpg", "Thumbs.db"}
+    assert set(reasons) == {"IMG_1_2.jpg", "50_0_0_1.jpg", "60_0_0_1.jpg", "70_0_0_1.jpg", "Thumbs.db"}
     assert reasons["50_0_0_1.jpg"] == "not an image" and reasons["60_0_0_1.jpg"] == "empty file"
-    assert "truncated" in reasons["70_0_0_1.jpg"] and "race '9'" in reasons["40_1_9_1.jpg"]
-    assert "3 images (1 without a race label), 5 files rejected" in index.summary()
+    assert "truncated" in reasons["70_0_0_1.jpg"] and "name is not" in reasons["IMG_1_2.jpg"]
+    assert "4 images (1 without a label for gender, 2 without a label for race), 5 files rejected" in index.summary()
 
 
 def test_same_name_in_two_folders(tmp_path: Path) -> None:

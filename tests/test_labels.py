@@ -2,7 +2,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agr_lightning.labels import AGE_BANDS, MISSING, LabelError, age_band, parse_name
+from agr_lightning.labels import (
+    AGE_BANDS,
+    MISSING,
+    ClassTask,
+    LabelError,
+    age_band,
+    class_codes,
+    parse_age,
+    parse_name,
+    spelled,
+)
+from agr_lightning.messages import UserError
 
 
 @pytest.mark.parametrize(
@@ -21,6 +32,23 @@ from agr_lightning.labels import AGE_BANDS, MISSING, LabelError, age_band, parse
         ("39_1_20170116174525125.jpg.chip.jpg", (39, 1, MISSING)),
         ("61_1__20170109142408075.jpg", (61, 1, MISSING)),
         ("30_1_2.jpg", (30, 1, 2)),
+        # Renamed.
+        ("25_1_2 (1).jpg", (25, 1, 2)),
+        ("25_1_2 - Copy.jpg", (25, 1, 2)),
+        ("25_1_2.png", (25, 1, 2)),
+        # What is unknown, or no code, costs only itself.
+        ("39_3_2_20170117.jpg", (39, MISSING, 2)),
+        ("53__0_20170116184028385.jpg", (53, MISSING, 0)),
+        ("25_x_1_20170117.jpg", (25, MISSING, 1)),
+        ("25_x_x_20170117.jpg", (25, MISSING, MISSING)),
+        ("26_1_5_20170117.jpg", (26, 1, MISSING)),
+        ("26_1_x_20170117.jpg", (26, 1, MISSING)),
+        ("117_1_3_20170117.jpg", (MISSING, 1, 3)),
+        ("-3_1_3_20170117.jpg", (MISSING, 1, 3)),
+        ("x_1_2_20170117.jpg", (MISSING, 1, 2)),
+        ("_1_2_20170117.jpg", (MISSING, 1, 2)),
+        ("-1_1_2_20170117.jpg", (MISSING, 1, 2)),
+        ("unknown_1_2_20170117.jpg", (MISSING, 1, 2)),
     ],
 )
 def test_reads_names(name: str, label: tuple[int, int, int]) -> None:
@@ -30,12 +58,15 @@ def test_reads_names(name: str, label: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("117_1_3_20170117.jpg", "age 117"),
-        ("26_2_3_20170117.jpg", "gender '2'"),
-        ("53__0_20170116184028385.jpg", "gender ''"),
-        ("26_1_5_20170117.jpg", "race '5'"),
-        ("26_1_x_20170117.jpg", "race 'x'"),
-        ("-3_1_3_20170117.jpg", "name is not"),
+        ("x_x_x_20170117.jpg", "no label"),
+        ("117_7_9_20170117.jpg", "no label"),
+        # Perhaps a date.
+        ("12_3_2019.jpg", "gender '3'"),
+        ("2017_1_2_x.jpg", "name is not"),
+        ("12_31_2019.jpg", "name is not"),
+        ("IMG_1_2.jpg", "name is not"),
+        ("DSC_0001_1.jpg", "name is not"),
+        ("20_photo_of_me.jpg", "name is not"),
         ("٣_1_3_20170117.jpg", "name is not"),
         ("IMG_2041.jpg", "name is not"),
         (".DS_Store", "name is not"),
@@ -55,12 +86,87 @@ def test_any_text_is_a_label_or_a_reason(name: str) -> None:
     except LabelError as error:
         assert str(error)
     else:
-        assert 0 <= age <= 116 and gender in (0, 1) and -1 <= race <= 4
+        assert -1 <= age <= 116 and -1 <= gender <= 1 and -1 <= race <= 4 and max(age, gender, race) >= 0
+
+
+@given(st.lists(st.from_regex(r"-?[0-9]{0,4}|x|\?|unknown", fullmatch=True), min_size=3, max_size=5))
+def test_only_codes_are_labels(fields: list[str]) -> None:
+    try:
+        labels = parse_name("_".join(fields) + "_2017.jpg")
+    except LabelError:
+        return
+    for label, field in zip(labels, fields, strict=False):
+        assert label == MISSING or label == int(field)
 
 
 @given(st.integers(0, 116), st.integers(0, 1), st.integers(0, 4), st.text("0123456789 .jpg", max_size=20))
 def test_labels_survive_any_date(age: int, gender: int, race: int, date: str) -> None:
     assert parse_name(f"{age}_{gender}_{race}_{date}") == (age, gender, race)
+
+
+@pytest.mark.parametrize(
+    ("text", "age"),
+    [
+        *(("25", 25), (" 25.5 ", 25.5), ("25.0", 25), ("0", 0), ("116", 116)),
+        *(("20-29", 24.5), ("(25, 32)", 28.5), ("[25,32]", 28.5), ("20 to 29", 24.5), ("20–29", 24.5), ("60-116", 88)),
+        *(
+            ("more than 70", 80),
+            ("More Than 70", 80),
+            ("70+", 80),
+            ("70 +", 80),
+            (">70", 80),
+            (">= 70", 80),
+            ("110+", 113),
+        ),
+        *((text, MISSING) for text in ("", " ", "-1", "nan", "None", "NULL", "?", "unknown", "N/A")),
+        *(
+            (text, None)
+            for text in ("999", "-5", "117", "29-20", "20-200", "x", "25 32", "1e1", "٢٥", "(25)", "2024-05-01")
+        ),
+    ],
+)
+def test_reads_ages(text: str, age: float | None) -> None:
+    assert parse_age(text) == age
+
+
+@given(st.text("0123456789.,-–+>()[] tomrehan", max_size=14) | st.text(max_size=14))
+def test_any_text_is_an_age_or_none(text: str) -> None:
+    age = parse_age(text)
+    assert age is None or age == MISSING or 0 <= age <= 116
+
+
+@given(st.floats(0, 116), st.floats(0, 116))
+def test_a_range_holds_its_age(one: float, other: float) -> None:
+    low, high = sorted((round(one, 2), round(other, 2)))
+    age = parse_age(f"({low}, {high})")
+    assert age is not None and low - 1e-9 <= age <= high + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("task", "texts", "code"),
+    [
+        ("gender", ["0", "0.0", "m", "M", "male", "Male", "MAN", "boy"], 0),
+        ("gender", ["1", "1.0", "f", "Female", "woman", "Girl"], 1),
+        ("gender", ["", "nan", "-1", "?", "unknown"], MISSING),
+        ("gender", ["x", "u", "2", "males"], None),
+        ("race", ["2", "2.0", "asian", "ASIAN", "east asian", "East_Asian"], 2),
+        ("race", ["martian", "Latino", "5"], None),
+        ("race", ["mixed", ""], MISSING),
+    ],
+)
+def test_reads_classes(task: ClassTask, texts: list[str], code: int | None) -> None:
+    codes = class_codes(task, {"East Asian": "Asian", "Mixed": "unknown"} if task == "race" else None)
+    assert [codes.get(spelled(text)) for text in texts] == [code] * len(texts)
+
+
+def test_other_races_are_races() -> None:
+    with pytest.raises(UserError, match=r"'East Asian: asean' \(did you mean 'asian'\?\): expected white"):
+        class_codes("race", {"East Asian": "asean"})
+
+
+@given(st.text(max_size=12), st.sampled_from(["gender", "race"]))
+def test_any_text_is_a_class_or_none(text: str, task: ClassTask) -> None:
+    assert class_codes(task).get(spelled(text)) in (None, MISSING, 0, 1, 2, 3, 4)
 
 
 def test_age_bands_cover_all_ages() -> None:

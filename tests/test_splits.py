@@ -200,11 +200,58 @@ def test_a_folder_without_lists(tmp_path: Path) -> None:
         make_split(POPULATION, SplitOptions(split=str(tmp_path)))
 
 
-def test_lists_with_a_byte_order_mark(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_as_other_editors_write_them(tmp_path: Path, encoding: str) -> None:
     for row, name in enumerate(SPLITS):
-        (tmp_path / f"{name}.txt").write_text(f"{POPULATION['name'][row]}\n", "utf-8-sig")
+        (tmp_path / f"{name}.txt").write_text(f"{POPULATION['name'][row]} \r\n\r\n", encoding)
     split = read_split(tmp_path, POPULATION)
     assert [members["row"].tolist() for members in split.values()] == [[0], [1], [2]]
+
+
+NAMED = ["25_1_2_2017.jpg.chip.jpg", "my face.jpg", "a, b.png", "c.jpg copy.jpg", "Müller.jpg", "a/1.jpg", "b/1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        *((name, name) for name in NAMED),
+        ("UTKFace/part1/25_1_2_2017.jpg.chip.jpg", NAMED[0]),
+        (".\\UTKFace\\25_1_2_2017.jpg.chip.jpg", NAMED[0]),
+        ("25_1_2_2017.jpg.chip.jpg 25 0 1", NAMED[0]),
+        ("25_1_2_2017.jpg.chip.jpg,25", NAMED[0]),
+        ('"25_1_2_2017.jpg.chip.jpg";25', NAMED[0]),
+        ("25_1_2_2017.jpg", NAMED[0]),
+        ("25_1_2_2017.PNG\t25", NAMED[0]),
+        ("faces/25_1_2_2017.jpeg 25", NAMED[0]),
+        ("25_1_2_2017", NAMED[0]),
+        ("my face.jpg 25 0", NAMED[1]),
+        ("x/my face.jpg", NAMED[1]),
+        ("a, b.png,25", NAMED[2]),
+        ("c.jpg copy.jpg", NAMED[3]),
+        ("data/b/1.jpg\t20", NAMED[6]),
+        ("data/b/1.png", NAMED[6]),
+    ],
+)
+def test_a_line_names_a_sample(tmp_path: Path, line: str, name: str) -> None:
+    samples = pd.DataFrame({"name": NAMED, "group": range(len(NAMED))})
+    (tmp_path / "test.txt").write_text(f"{line}\n{line}\n{name}\n", "cp1252" if line.startswith("M") else "utf-8")
+    assert _listed(read_split(tmp_path, samples))["test"] == [name]
+
+
+def test_a_line_that_can_mean_two_samples_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    samples = pd.DataFrame({"name": ["a/1.jpg", "b/1.jpg", "2.jpg", "2.png", "3.jpg"], "group": range(5)})
+    (tmp_path / "test.txt").write_text("1.jpg\n2.bmp\n3.jpg\n2.png\n")
+    assert _listed(read_split(tmp_path, samples))["test"] == ["3.jpg", "2.png"]
+    assert "1.jpg can mean a/1.jpg and b/1.jpg, and is left out" in caplog.text
+    assert "2.bmp can mean 2.jpg and 2.png, and is left out" in caplog.text and len(caplog.records) == 2
+
+
+def test_a_sample_in_two_lists_by_two_names(tmp_path: Path) -> None:
+    samples = pd.DataFrame({"name": NAMED, "group": range(len(NAMED))})
+    (tmp_path / "train.txt").write_text("25_1_2_2017.jpg")
+    (tmp_path / "test.txt").write_text("UTKFace/25_1_2_2017.jpg.chip.jpg")
+    with pytest.raises(UserError, match=r"25_1_2_2017\.jpg\.chip\.jpg is in both train\.txt and test\.txt"):
+        read_split(tmp_path, samples)
 
 
 def test_ages_are_taken_from_every_split() -> None:

@@ -32,7 +32,7 @@ _REFUSED = dict.fromkeys((".xlsx", ".xls", ".ods"), "a spreadsheet: save it as C
 _REFUSED |= {".mat": "a MATLAB file: make a table of it, as docs/data.md shows"}
 
 # What a part of a file name is; those of other names are all that stands there.
-_PARTS = {"age": "[0-9.]+", "gender": "[a-z]+|[0-9]", "race": "[a-z]+|[0-9]"}
+_PARTS = {"age": "[0-9.]+"} | dict.fromkeys(("gender", "race"), "[a-z]+|(?<![0-9])[0-9](?![0-9])")
 _BRACES = re.compile(r"\{(.*?)\}")
 
 
