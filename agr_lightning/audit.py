@@ -1,14 +1,16 @@
 """What is wrong with a data folder: for a terminal, and whole in JSON."""
 
+import shutil
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from agr_lightning.data.index import Index, build_index
+from agr_lightning.data.index import Index, build_index, derived_files
 from agr_lightning.data.splits import age_bands
-from agr_lightning.files import atomic_json, user_path
+from agr_lightning.data.tables import LabelOptions
+from agr_lightning.files import atomic_json, cache_folder, user_path
 from agr_lightning.labels import AGE_BANDS, CLASSES, MISSING, TASKS
 
 # How many single files or groups the terminal shows; the JSON has them all.
@@ -17,18 +19,27 @@ _SHOWN = 5
 _UNKNOWN = "unknown"  # of a label
 
 
-def audit(root: str, output: str | None = None, cache_dir: str | None = None) -> str:
+def audit(
+    root: str, output: str | None = None, cache_dir: str | None = None, clear_cache: bool = False, **labels: Any
+) -> str:
     """Audits a data folder, and returns a report for the terminal.
 
     Args:
         root: folder of UTKFace images, or their archive.
         output: file to write everything that was found to, as JSON; None for none.
         cache_dir: where derived files go; None for the user's cache folder.
+        clear_cache: remove what commands have derived from this folder, instead of auditing it.
+        **labels: where labels come from, as in ``LabelOptions``.
     """
-    index = build_index(root, cache_dir, "DIR")
+    if clear_cache:
+        cached = _cached(root, cache_dir)
+        for path in derived_files(root, cache_dir):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return f"removed {cached}"
+    index = build_index(root, cache_dir, "DIR", LabelOptions(**labels))
     samples = index.samples
     codes = samples.assign(age_band=age_bands(samples["age"]))
-    labels = pd.DataFrame(
+    table = pd.DataFrame(
         {
             # MISSING is the last.
             name: pd.Categorical.from_codes(codes[name] % (len(names) + 1), [*names, _UNKNOWN])
@@ -36,13 +47,20 @@ def audit(root: str, output: str | None = None, cache_dir: str | None = None) ->
         }
     )
     groups = []
-    for _, group in samples[samples.duplicated("group", keep=False)].groupby("group", sort=False):
+    for _, group in samples[samples.duplicated("photo", keep=False)].groupby("photo", sort=False):
         # A missing label differs from none.
         differing = [name for name in TASKS if group[name].replace(MISSING, np.nan).nunique() > 1]
         groups.append({"files": list(group["name"]), "disagree_on": differing})
     if output is not None:
-        atomic_json(user_path(output), _as_json(index, labels, groups))
-    return _as_text(index, labels, groups, output)
+        atomic_json(user_path(output), _as_json(index, table, groups))
+    report = _as_text(index, table, groups, output)
+    return f"{report}\n\nDerived files: {_cached(root, cache_dir)} (--clear_cache removes them)."
+
+
+def _cached(root: str, cache_dir: str | None) -> str:
+    """How much of a disk is taken by what was derived from a folder."""
+    files = [file for path in derived_files(root, cache_dir) for file in (path, *path.rglob("*"))]
+    return f"{sum(512 * file.stat().st_blocks for file in files) / 1e6:,.0f} MB in {cache_folder(cache_dir)}"
 
 
 def _as_text(index: Index, labels: pd.DataFrame, groups: list[Any], output: str | None) -> str:

@@ -18,7 +18,7 @@ from agr_lightning.checkpoints import SEEN
 from agr_lightning.data.cache import ImageCache
 from agr_lightning.data.cards import draw_cards
 from agr_lightning.data.duplicates import COPY_BITS, are_known, of_samples
-from agr_lightning.data.index import Index, build_index, shared_photos
+from agr_lightning.data.index import Index, build_index
 from agr_lightning.data.loading import (
     Batch,
     EvalSampler,
@@ -223,7 +223,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         samples, names = index.samples, SPLITS
         if test_root is not None:
             # All photos of the test root are the test, so none of them may be learned from.
-            shared = shared_photos(index, self._indexes["test"])
+            shared = self._of_photos(samples, of_samples(self._indexes["test"].samples))
             if shared.any():
                 _log.info(f"{index.root}: {shared.sum():,} images left out: {test_root} shows the same photos")
             samples, options, names = samples[~shared], replace(options, test_fraction=0.0), SPLITS[:2]
@@ -234,9 +234,10 @@ class UTKFaceDataModule(lightning.LightningDataModule):
     def _images(self, split: SplitName) -> ImageCache:
         """The decoded images of a split, by the ``row`` of its samples."""
         index, size = self._indexes[split], self.hparams["image_size"]
-        images = self._caches.setdefault((index.key, size), ImageCache(index, size))
-        images.fill(self._splits[split]["row"].to_numpy())
-        return images
+        if (index.key, size) not in self._caches:
+            self._caches[index.key, size] = ImageCache(index, size)
+        self._caches[index.key, size].fill(self._splits[split]["row"].to_numpy())
+        return self._caches[index.key, size]
 
     def _without_seen(self, split: SplitName) -> pd.DataFrame:
         """A split without the photos that the weights have seen, whatever their files are called."""
@@ -249,15 +250,18 @@ class UTKFaceDataModule(lightning.LightningDataModule):
             _log.info(f"It is not known whether these weights have seen images of {split}.")
             return samples
         known = np.concatenate([seen[kind] for kind in (SEEN[:1] if split == "val" else SEEN)])
-        bits = 0 if self.hparams["synthetic"] else COPY_BITS  # drawn cards look alike
         everyone = self._indexes[split].samples
-        copies = everyone[everyone["group"].isin(samples["group"])]
-        groups = copies["group"][are_known(of_samples(copies), known, bits)]
-        unseen = samples[~samples["group"].isin(groups)].reset_index(drop=True)
+        related = everyone[everyone["group"].isin(samples["group"])]
+        unseen = samples[~samples["group"].isin(related["group"][self._of_photos(related, known)])]
         left_out = len(samples) - len(unseen)
         if left_out:
             _log.info(f"{left_out:,} of {len(samples):,} {split} images left out, because these weights have seen them")
-        return unseen
+        return unseen.reset_index(drop=True)
+
+    def _of_photos(self, samples: pd.DataFrame, photos: NDArray[np.uint8]) -> "pd.Series[bool]":
+        """Which samples show one of some photos, by their fingerprints, or are in the group of one that does."""
+        bits = 0 if self.hparams["synthetic"] else COPY_BITS  # drawn cards look alike
+        return samples["group"].isin(samples["group"][are_known(of_samples(samples), photos, bits)])
 
     def _rank(self, images: int) -> tuple[int, int]:
         """This process among all; raises UserError where there are fewer images than processes."""

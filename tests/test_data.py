@@ -23,7 +23,7 @@ from agr_lightning.checkpoints import SEEN, Seen
 from agr_lightning.data.cache import ImageCache
 from agr_lightning.data.cards import draw_card, draw_cards
 from agr_lightning.data.duplicates import of_samples
-from agr_lightning.data.images import read_rgb, resize
+from agr_lightning.data.images import read_bytes, read_rgb, resize
 from agr_lightning.data.index import Index, build_index
 from agr_lightning.data.loading import Batch, Draw, FaceDataset
 from agr_lightning.data.splits import SPLITS
@@ -91,7 +91,7 @@ def test_the_cache_holds_what_decoding_gives(index: Index) -> None:
 
 def test_only_what_is_needed_is_decoded_and_once(index: Index, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     index, decoded = replace(index, scan=tmp_path / index.scan.name), list[str]()
-    monkeypatch.setattr("agr_lightning.data.cache.read_rgb", lambda file: decoded.append(file) or read_rgb(file))
+    monkeypatch.setattr("agr_lightning.data.cache.read_bytes", lambda file: decoded.append(file) or read_bytes(file))
     for _ in range(2):
         ImageCache(index, 32).fill(np.array([3, 50]))
     assert decoded == [str(_path(index, 3)), str(_path(index, 50))]
@@ -154,7 +154,7 @@ def test_a_killed_build_goes_on_and_two_at_once_agree(tmp_path: Path) -> None:
         save_noise(data / f"2{seed % 10}_0_1_{seed}.jpg", seed)
     code = (
         "import sys, time, numpy, agr_lightning.data.cache as c; from agr_lightning.data.index import build_index\n"
-        "read = c.read_rgb; c.read_rgb = lambda file: time.sleep(0.05) or read(file)\n"
+        "read = c.read_bytes; c.read_bytes = lambda file: time.sleep(0.05) or read(file)\n"
         "images = c.ImageCache(build_index(sys.argv[1], sys.argv[2]), 64); print('filling', flush=True)\n"
         "images.fill(numpy.arange(40)); print(int(images.read(numpy.arange(40)).sum()))"
     )
@@ -390,7 +390,7 @@ def test_nothing_is_read_or_split_twice(monkeypatch: pytest.MonkeyPatch) -> None
     before = module.samples("train")
     for split in SPLITS:
         module.faces(split, [0])
-    for name in ("datamodule.build_index", "datamodule.make_split", "data.cache.read_rgb"):
+    for name in ("datamodule.build_index", "datamodule.make_split", "data.cache.read_bytes"):
         monkeypatch.setattr(f"agr_lightning.{name}", None)
     for stage in ("fit", "validate", "test"):
         module.prepare_data()

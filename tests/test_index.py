@@ -14,8 +14,11 @@ from PIL import Image
 from scipy.sparse.csgraph import connected_components
 
 from agr_lightning.audit import audit
+from agr_lightning.data.cache import ImageCache
 from agr_lightning.data.duplicates import are_known, find_groups, fingerprints
-from agr_lightning.data.index import Index, build_index, shared_photos
+from agr_lightning.data.images import read_rgb
+from agr_lightning.data.index import Index, build_index
+from agr_lightning.data.tables import LabelOptions
 from agr_lightning.labels import AGE_BANDS, GENDERS, MISSING, RACES
 from agr_lightning.messages import UserError
 from tests.conftest import save_noise
@@ -83,14 +86,6 @@ def test_cards_that_differ_are_no_copies(index: Index) -> None:
     assert len(_copies(index.samples)) <= 0.02 * len(index.samples)
 
 
-def test_finds_photos_shared_by_two_folders(tmp_path: Path) -> None:
-    for folder, seeds in (("a", (1, 2, 3)), ("b", (3, 4))):
-        for seed in seeds:
-            save_noise(tmp_path / folder / f"20_0_1_{folder}{seed}.jpg", seed)
-    a, b = build_index(str(tmp_path / "a")), build_index(str(tmp_path / "b"))
-    assert shared_photos(a, b).tolist() == [False, False, True]
-
-
 def test_a_second_look_opens_only_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(3):
         save_noise(tmp_path / f"2{seed}_0_1_1.jpg", seed)
@@ -98,9 +93,9 @@ def test_a_second_look_opens_only_what_changed(tmp_path: Path, monkeypatch: pyte
     opened: list[str] = []
     scan = __import__("agr_lightning.data.index", fromlist=["_look"])._look
 
-    def spy(path: Path) -> object:
+    def spy(path: Path, box: np.ndarray) -> object:
         opened.append(path.name)
-        return scan(path)
+        return scan(path, box)
 
     monkeypatch.setattr("agr_lightning.data.index._look", spy)
     save_noise(tmp_path / "21_0_1_1.jpg", 9)
@@ -274,3 +269,61 @@ def test_facts_of_real_utkface(utkface: Path) -> None:
     assert (index.samples["race"] < 0).sum() == 3
     groups = _copies(index.samples)
     assert len(groups) == 645 and sum(map(len, groups)) == 1349
+
+
+def _with_table(root: Path, table: str, **options: str) -> Index:
+    (root / "labels.csv").write_text(table)
+    return build_index(str(root), str(root.parent / "cache"), options=LabelOptions("labels.csv", **options))
+
+
+def test_faces_are_cropped_by_the_boxes_of_a_table(tmp_path: Path) -> None:
+    faces = [save_noise(tmp_path / f"{seed}.jpg", seed, 40) for seed in (1, 2)]
+    photo = Image.new("RGB", (200, 100), "grey")
+    for face, left in zip(faces, (10, 120), strict=True):
+        photo.paste(Image.open(face), (left, 30))
+    (tmp_path / "root").mkdir()
+    photo.save(tmp_path / "root" / "two.png")
+    photo.save(tmp_path / "root" / "cut.png")
+    rows = ["two.png,20,10,30,40,40", "two.png,30,120,30,40,40", "cut.png,40,170,30,40,40", "cut.png,50,300,30,40,40"]
+    index = _with_table(tmp_path / "root", "\n".join(["file,age,x,y,width,height", *rows]))
+    assert list(index.samples["name"]) == ["cut.png", "two.png#1", "two.png#2"]
+    assert list(index.samples["age"]) == [40, 20, 30]
+    assert index.rejects["cut.png"] == "face box outside the image of 200x100 pixels"
+    images = ImageCache(index, 40)
+    images.fill(np.arange(3))
+    found = images.read(np.arange(3)).astype(int)
+    for row, face in zip((1, 2), faces, strict=True):
+        assert abs(found[row] - read_rgb(face)).mean() < 1
+    assert (found[0][:, 30:] == found[0][:, 29:30]).all()  # what lies beyond the edge
+    # The same table again, without a look at the images; and with a margin.
+    assert build_index(str(tmp_path / "root"), str(tmp_path / "cache"), options=LabelOptions("labels.csv")).rejects
+    wider = _with_table(tmp_path / "root", "\n".join(["file,age,x,y,width,height", *rows]), box_margin=0.25)
+    assert wider.samples["box"].iloc[1].tolist() == [0, 20, 60, 60]
+
+
+def test_nobody_is_in_two_groups(tmp_path: Path) -> None:
+    persons = ["a", "b", "", "a", "", "b"]
+    for seed, _ in enumerate(persons):
+        save_noise(tmp_path / "root" / f"{seed}.jpg", min(seed, 4))  # 5 is a copy of 4
+    rows = [f"{seed}.jpg,30,{person}" for seed, person in enumerate(persons)]
+    samples = _with_table(tmp_path / "root", "\n".join(["file,age,who", *rows]), group="who").samples
+    groups = samples.groupby("group")["name"].agg(list).tolist()
+    assert groups == [["0.jpg", "3.jpg"], ["1.jpg", "4.jpg", "5.jpg"], ["2.jpg"]]
+    assert samples["photo"].nunique() == 5
+
+
+def test_what_was_derived_of_a_folder_is_measured_and_removed(tmp_path: Path) -> None:
+    for seed in range(4):
+        save_noise(tmp_path / "root" / f"2{seed}_0_1_1.jpg", seed)
+    cache = tmp_path / "cache"
+    with tarfile.open(tmp_path / "faces.tar", "w") as archive:
+        archive.add(tmp_path / "root", "faces")
+    for root in ("root", "faces.tar"):
+        index = build_index(str(tmp_path / root), str(cache))
+        ImageCache(index, 512).fill(np.arange(4))
+        assert f"Derived files: 3 MB in {cache} (" in audit(str(tmp_path / root), cache_dir=str(cache))
+    (cache / "of-others.bin").touch()
+    for root in ("root", "faces.tar"):
+        assert "removed 3 MB" in audit(str(tmp_path / root), cache_dir=str(cache), clear_cache=True)
+        assert "removed 0 MB" in audit(str(tmp_path / root), cache_dir=str(cache), clear_cache=True)
+    assert [path.name for path in cache.iterdir()] == ["of-others.bin"]

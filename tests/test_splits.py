@@ -27,7 +27,8 @@ def _population(n: int, seed: int = 0, group_share: float = 0.1) -> pd.DataFrame
         name = f"{age}_{i:06}.jpg"
         group = rng.choice(samples)["group"] if samples and rng.random() < group_share else i
         gender = rng.randrange(2)
-        samples.append({"name": name, "age": age, "gender": gender, "race": race, "group": group, "row": i})
+        sample = {"name": name, "age": age, "gender": gender, "race": race, "group": group, "split": "", "row": i}
+        samples.append(sample)
     return pd.DataFrame(samples)
 
 
@@ -267,7 +268,7 @@ def test_lists_that_leak_are_reported(tmp_path: Path, caplog: pytest.LogCaptureF
     (tmp_path / "train.txt").write_text("one.jpg")
     (tmp_path / "test.txt").write_text("copy.jpg")
     read_split(tmp_path, samples)
-    assert "1 of 1 test images show a photo that is in train" in caplog.text
+    assert "1 of 1 test images show a photo or a person that is in train" in caplog.text
 
 
 def test_training_order_depends_on_seed_and_epoch_alone() -> None:
@@ -332,3 +333,18 @@ def test_real_copies_are_never_in_two_splits(utkface: Path) -> None:
     split = make_split(build_index(str(utkface)).samples, SplitOptions())
     assert abs(len(split["test"]) - 1897) < 40
     assert (_together(split).groupby("group")["split"].nunique() == 1).all()
+
+
+def test_the_split_of_a_table_of_labels(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    said = np.array([*["train"] * 60, *["test"] * 30, *[""] * 10])
+    samples = _population(100, group_share=0).assign(split=said)
+    split = make_split(samples, SplitOptions(val_fraction=0.2))
+    names = {name: set(members["name"]) for name, members in split.items()}
+    assert names["test"] == set(samples["name"][said == "test"]) and len(names["val"]) == 12
+    assert names["train"] | names["val"] == set(samples["name"][said == "train"])
+    assert "10 images left out, for which the table of labels has no split" in caplog.text
+    said[:5] = "val"
+    again = make_split(samples.assign(split=said, group=1), SplitOptions())
+    assert set(again["val"]["name"]) == set(samples["name"][:5]) and len(again["train"]) == 55
+    assert "5 of 5 val images show a photo or a person that is in train" in caplog.text

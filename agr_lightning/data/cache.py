@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from agr_lightning.data.images import ImageError, read_rgb, resize
+from agr_lightning.data.images import ImageError, decode_face, read_bytes, resize
 from agr_lightning.data.index import Index
 from agr_lightning.files import usable_cpus
 from agr_lightning.messages import UserError
@@ -39,8 +39,9 @@ class ImageCache:
     def __init__(self, index: Index, size: int) -> None:
         self._folder, self._size, self._bytes = index.folder, size, 3 * size**2
         self._files = index.samples["file"].to_numpy(object)
-        stamps = index.samples[["file", "size", "mtime_ns"]].itertuples(index=False, name=None)
-        texts = (f"{_CACHE_VERSION} {size} {stamp}".encode("utf-8", "surrogateescape") for stamp in stamps)
+        self._boxes = np.array([*index.samples["box"]])
+        rows = zip(self._files, self._boxes.tolist(), index.samples["size"], index.samples["mtime_ns"], strict=True)
+        texts = (f"{_CACHE_VERSION} {size} {row}".encode("utf-8", "surrogateescape") for row in rows)
         self._sources = np.array([max(1, zlib.crc32(text)) for text in texts], np.uint32)  # 0 stands for none
         self._path = index.scan.with_name(f"images-{size}-{index.key}.bin")
         self._tags = np.zeros(len(self._files), _TAG)
@@ -92,6 +93,6 @@ class ImageCache:
     def _decode(self, row: int) -> NDArray[np.uint8]:
         file = f"{self._folder}/{self._files[row]}"
         try:
-            return resize(read_rgb(file), self._size)
+            return resize(decode_face(read_bytes(file), self._boxes[row]), self._size)
         except ImageError as error:
             raise UserError(f"{file} has changed since it was checked: {error}. Run the command again.") from None

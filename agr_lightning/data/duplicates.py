@@ -5,6 +5,7 @@ What is compared is found with room for rounding, and decided by integers, so th
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,14 +47,30 @@ def find_groups(thumbnails: NDArray[np.uint8], digests: ArrayLike) -> NDArray[np
     Takes grayscale thumbnails, uint8 ``(n, 32, 32)``, and digests of the files' contents, text ``(n,)``. Returns for
     each image the index of the first member of its group, int64 ``(n,)``; its own when alone.
     """
-    n = len(thumbnails)
-    _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
-    same_bytes = np.stack([np.arange(n), first[inverse]], axis=1)
-    different = np.sort(first)
-    pairs = np.concatenate([same_bytes, different[_near_pairs(thumbnails[different])]])
-    graph = coo_matrix((np.ones(len(pairs), np.int8), pairs.T), shape=(n, n))
-    _, first, group = np.unique(connected_components(graph)[1], return_index=True, return_inverse=True)
-    return np.asarray(first[group], np.int64)
+    same_bytes = _first_of_each(digests)
+    different = np.unique(same_bytes)
+    near = different[_near_pairs(thumbnails[different])]
+    return _components(np.stack([np.arange(len(thumbnails)), same_bytes], axis=1), near)
+
+
+def join_groups(groups: NDArray[np.int64], persons: NDArray[Any]) -> NDArray[np.int64]:
+    """Joins groups that share a person, by name; an empty one is nobody. Returns numbers of groups, int64 ``(n,)``."""
+    rows, named = np.arange(len(groups)), np.flatnonzero(persons != "")
+    pairs = np.stack([named, named[_first_of_each(persons[named])]], axis=1)
+    return groups[_components(np.stack([rows, _first_of_each(groups)], axis=1), pairs)]
+
+
+def _first_of_each(values: ArrayLike) -> NDArray[np.int64]:
+    """For each value, the index of the first that equals it."""
+    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    return np.asarray(first[inverse], np.int64)
+
+
+def _components(*pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each index, the first of those that pairs connect with it, ``(n,)``; the first array has a pair for each."""
+    joined, n = np.concatenate(pairs), len(pairs[0])
+    graph = coo_matrix((np.ones(len(joined), np.int8), joined.T), shape=(n, n))
+    return _first_of_each(connected_components(graph)[1])
 
 
 def fingerprints(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint8]:

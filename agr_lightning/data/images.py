@@ -98,6 +98,21 @@ def decode_photo(content: bytes, draft: int | None = None) -> tuple[NDArray[np.u
         return _upright(rgb, exif), factor
 
 
+def decode_face(content: bytes, box: NDArray[np.float64], draft: int | None = None) -> NDArray[np.uint8]:
+    """What ``read_rgb`` returns, of the content of a file, in a box: x, y, width, height, pixels; zeros for all of it.
+
+    What the box has outside of the image repeats its edge; one whose middle lies there raises ImageError.
+    """
+    if not box.any():
+        return decode_photo(content, draft)[0]
+    rgb, factor = decode_photo(content)
+    left, top, width, height = np.round(box / factor).astype(np.int64).tolist()
+    if not (0 <= left + width // 2 < rgb.shape[1] and 0 <= top + height // 2 < rgb.shape[0]):
+        raise ImageError(f"face box outside the image of {rgb.shape[1]}x{rgb.shape[0]} pixels")
+    rows, columns = np.arange(top, top + max(1, height)), np.arange(left, left + max(1, width))
+    return np.asarray(rgb[np.ix_(rows.clip(0, rgb.shape[0] - 1), columns.clip(0, rgb.shape[1] - 1))], np.uint8)
+
+
 def _without_metadata(content: bytes) -> tuple[bytes, bytes]:
     """A JPEG or PNG without what Pillow stumbles over though no pixel needs it, and its EXIF."""
     if content.startswith(b"\xff\xd8\xff"):

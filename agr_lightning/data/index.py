@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from agr_lightning.data.duplicates import THUMBNAIL, find_groups, fingerprints
-from agr_lightning.data.images import CANNOT_BE_READ, ImageError, decode_photo, read_bytes
+from agr_lightning.data.duplicates import THUMBNAIL, find_groups, fingerprints, join_groups
+from agr_lightning.data.images import CANNOT_BE_READ, ImageError, decode_face, read_bytes
 from agr_lightning.data.tables import LabelOptions, read_labels
 from agr_lightning.files import atomic_folder, atomic_write, cache_folder, stamp, usable_cpus, user_path, walk_files
 from agr_lightning.labels import MISSING, TASKS
@@ -24,7 +24,7 @@ from agr_lightning.messages import UserError
 
 # Part of the name of every stored scan: raise it when what is stored, or how it is computed, changes.
 _SCAN_VERSION = 6
-_SCAN = ["file", "size", "mtime_ns", "reason", "digest", "thumbnail", "group", "fingerprint"]
+_SCAN = ["file", "box", "size", "mtime_ns", "reason", "digest", "thumbnail", "photo", "fingerprint"]
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,12 @@ class Index:
 
     Attributes:
         samples: the usable images, sorted by name, with the columns ``name`` (the file name; the path where two
-            files have one name), ``file`` (path below the folder), ``size`` and ``mtime_ns`` of the file, ``age``,
-            ``gender``, ``race`` (codes of ``labels``), ``group`` (shared by those that show the same photo),
-            ``fingerprint`` (of the photo, uint8 ``(32,)``) and ``row`` (in this index, and among its cached images).
+            files have one name, with the number of the face where a file has several), ``file`` (path below the
+            folder), ``box`` (square to crop: x, y, width, height, pixels; zeros for the whole image), ``size`` and
+            ``mtime_ns`` of the file, ``age``, ``gender``, ``race`` (codes of ``labels``), ``split`` (that of the table
+            of labels, or empty), ``photo`` (shared by those that show the same photo), ``group`` (shared by those that
+            show the same photo or person), ``fingerprint`` (of the photo, uint8 ``(32,)``) and ``row`` (in this index,
+            and among its cached images).
         rejects: why other files, or rows of a table, are not used, by their path, sorted.
         notes: what was counted in the labels, a sentence each.
         scan: file that stores what was seen in the images.
@@ -50,7 +53,7 @@ class Index:
 
     @property
     def key(self) -> str:
-        """Part of the names of all files that are derived from its folder."""
+        """Part of the names of all files that are derived from its images."""
         return self.scan.stem.rpartition("-")[2]
 
     def summary(self) -> str:
@@ -89,8 +92,12 @@ def build_index(
     if not files:
         raise UserError(f"{option} {root} holds no files; it should hold images named AGE_GENDER_RACE_DATETIME.jpg.")
     labels, rejects, notes = read_labels(files, folder, options)
-    stored = cache / f"scan-v{_SCAN_VERSION}-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]}.npz"
-    scan = _scan(folder, labels["file"].unique().tolist(), stored)
+    key = _digest(os.fsencode(folder.resolve()))
+    key += "" if options.labels is None else _digest(f"{options.labels} {options.box_margin}".encode())
+    stored = cache / f"scan-v{_SCAN_VERSION}-{key}.npz"
+    boxes = labels[["x", "y", "width", "height"]].fillna(0).to_numpy(np.float64)
+    # The rows of the scan are those of the labels.
+    scan = _scan(folder, labels["file"].tolist(), boxes, stored).join(labels.drop(columns="file"))
     scan = scan.assign(name=scan["file"].str.rsplit("/", n=1).str[-1])
     scan.loc[(scan["reason"] == "") & scan.duplicated(["name", "digest"]), "reason"] = "copy of a file of the same name"
     usable = scan["reason"] == ""
@@ -98,55 +105,56 @@ def build_index(
     if not usable.any():
         first, reason = next(iter(rejects.items()))
         raise UserError(f"{option} {root}: none of its {len(files):,} files is a usable image; {first}: {reason}.")
-    samples = scan[usable].merge(labels, on="file")
-    names = samples["name"].where(~samples.duplicated("name", keep=False), samples["file"])
-    samples = samples.assign(name=names).sort_values("name", ignore_index=True).assign(row=np.arange(len(samples)))
-    columns = ["name", "file", "size", "mtime_ns", "age", "gender", "race", "group", "fingerprint", "row"]
+    samples = scan[usable]
+    faces = samples["file"] + "#" + (samples.groupby("file").cumcount() + 1).astype(str)
+    faces = samples["file"].where(~samples.duplicated("file", keep=False), faces)
+    samples = samples.assign(
+        name=samples["name"].where(~samples.duplicated("name", keep=False), faces),
+        group=join_groups(samples["photo"].to_numpy(np.int64), samples["person"].to_numpy()),
+    )
+    samples = samples.sort_values("name", ignore_index=True).assign(row=np.arange(len(samples)))
+    columns = ["name", "file", "box", "size", "mtime_ns", *TASKS, "split", "photo", "group", "fingerprint", "row"]
     return Index(root, folder, samples[columns], rejects, notes, stored)
 
 
-def shared_photos(index: Index, other: Index) -> NDArray[np.bool_]:
-    """Which samples of ``index`` show a photo that ``other`` shows too, ``(samples,)``."""
-    scans = pd.concat([_load(each.scan).set_index("file").loc[each.samples["file"]] for each in (other, index)])
-    theirs, ours = np.split(find_groups(np.stack(scans["thumbnail"]), scans["digest"]), [len(other.samples)])
-    return np.isin(ours, theirs)
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
-
-
-def _scan(folder: Path, files: list[str], stored: Path) -> pd.DataFrame:
+def _scan(folder: Path, files: list[str], boxes: NDArray[np.float64], stored: Path) -> pd.DataFrame:
     """Looks at the content of each file, or at what an earlier scan found; the columns are ``_SCAN``."""
-    stamps = [(file, *stamp(f"{folder}/{file}")) for file in files]
+    stamps = [(file, box.tobytes(), *stamp(f"{folder}/{file}")) for file, box in zip(files, boxes, strict=True)]
     earlier = _load(stored)
+    rows = ((file, box.tobytes(), *rest) for file, box, *rest in earlier.itertuples(index=False, name=None))
     # A file that could not be opened is tried again: permissions change without its time of change.
-    rows = (row for row in earlier.itertuples(index=False, name=None) if not row[3].startswith(CANNOT_BE_READ))
-    known = {row[:3]: row[3:6] for row in rows}
+    known = {row[:4]: row[4:7] for row in rows if not row[4].startswith(CANNOT_BE_READ)}
     new = [each for each in stamps if each not in known]
-    if not new and len(earlier) == len(files):
+    if stamps == [*known][: len(earlier)]:
         return earlier
     with ThreadPoolExecutor(usable_cpus()) as pool:
-        found = pool.map(lambda each: _look(folder / each[0]), new)
+        found = pool.map(lambda each: _look(folder / each[0], np.frombuffer(each[1])), new)
         bar = tqdm(found, "Checking images", len(new), unit="image", delay=2, leave=False, disable=None)
         known.update(zip(new, bar, strict=True))
     scan = pd.DataFrame([(*each, *known[each], row) for row, each in enumerate(stamps)], columns=_SCAN[:-1])
+    scan["box"] = [*boxes]
     images = np.flatnonzero(scan["reason"] == "")
     thumbnails = np.array([*scan["thumbnail"][images]], np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL)
-    scan.loc[images, "group"] = images[find_groups(thumbnails, scan["digest"][images])]
+    scan.loc[images, "photo"] = images[find_groups(thumbnails, scan["digest"][images])]
     scan["fingerprint"] = [*fingerprints(np.stack(scan["thumbnail"]))]
     with atomic_write(stored) as output:
         np.savez(output, *(np.array(scan[name].tolist()) for name in _SCAN))
     return scan
 
 
-def _look(path: Path) -> tuple[str, str, NDArray[np.uint8]]:
-    """Why a file is no image, digest, and thumbnail."""
+def _look(path: Path, box: NDArray[np.float64]) -> tuple[str, str, NDArray[np.uint8]]:
+    """Why a file is no image, digest, and thumbnail, of the part of it in a box."""
     try:
         content = read_bytes(path)
-        rgb = decode_photo(content, draft=2 * THUMBNAIL)[0]
+        rgb = decode_face(content, box, draft=2 * THUMBNAIL)
     except ImageError as error:
         return str(error), "", np.zeros((THUMBNAIL, THUMBNAIL), np.uint8)
     gray = Image.fromarray(rgb).convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    return "", hashlib.blake2b(content, digest_size=16).hexdigest(), np.asarray(gray)
+    return "", hashlib.blake2b(content + box.tobytes(), digest_size=16).hexdigest(), np.asarray(gray)
 
 
 def _load(stored: Path) -> pd.DataFrame:
@@ -159,11 +167,22 @@ def _load(stored: Path) -> pd.DataFrame:
         return pd.DataFrame(columns=_SCAN)
 
 
+def derived_files(root: str, cache_dir: str | None = None) -> list[Path]:
+    """What the cache has of a folder, by any table of labels, or of an archive; the folder that it was unpacked to."""
+    cache, path = cache_folder(cache_dir), user_path(root)
+    folder = path if path.is_dir() else _unpacked(path, cache)
+    found = [*cache.glob(f"*-{_digest(os.fsencode(folder.resolve()))}*")]
+    return [*found, folder] if folder != path and folder.is_dir() else found
+
+
+def _unpacked(archive: Path, cache: Path) -> Path:
+    """The folder of an archive."""
+    return cache / f"{archive.name.split('.')[0]}-{_digest(f'{archive.resolve()}|{stamp(archive)}'.encode())}"
+
+
 def _unpack(archive: Path, cache: Path) -> Path:
     """Unpacks a .zip, .tar or .tar.gz once, in a folder of its own; later calls return the same folder."""
-    status = archive.stat()
-    key = hashlib.sha256(f"{archive.resolve()}|{status.st_size}|{status.st_mtime_ns}".encode())
-    folder = cache / f"{archive.name.split('.')[0]}-{key.hexdigest()[:12]}"
+    folder = _unpacked(archive, cache)
     if folder.is_dir():
         return folder
     try:

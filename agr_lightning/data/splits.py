@@ -50,10 +50,12 @@ def make_split(samples: pd.DataFrame, options: SplitOptions, splits: Sequence[Sp
     The result depends on their names, labels and groups alone. Of a folder, the lists of ``splits`` are read.
     """
     samples = samples.sort_values("name", ignore_index=True)
-    if options.split == "random":
-        split = random_split(samples, options.val_fraction, options.test_fraction, options.seed)
-    else:
+    if options.split != "random":
         split = read_split(user_path(options.split), samples, splits)
+    elif (samples["split"] != "").any():
+        split = _split_of_labels(samples, options)
+    else:
+        split = random_split(samples, options.val_fraction, options.test_fraction, options.seed)
     return _limit(split, options)
 
 
@@ -85,6 +87,24 @@ def random_split(samples: pd.DataFrame, val_fraction: float, test_fraction: floa
     return {name: samples[samples["group"].isin(members[name])].reset_index(drop=True) for name in SPLITS}
 
 
+def _split_of_labels(samples: pd.DataFrame, options: SplitOptions) -> Split:
+    """The split that the table of labels says; where it has no val, that is dealt from train."""
+    split: Split = {name: samples[samples["split"] == name].reset_index(drop=True) for name in SPLITS}
+    if split["val"].empty:
+        split |= random_split(split["train"], options.val_fraction, 0.0, options.seed) | {"test": split["test"]}
+    if left_out := (samples["split"] == "").sum():
+        _log.info(f"{left_out:,} images left out, for which the table of labels has no split")
+    _warn_of_leaks(split, "the table of labels")
+    return split
+
+
+def _warn_of_leaks(split: Split, source: str) -> None:
+    for name in SPLITS[1:]:
+        if leaks := split[name]["group"].isin(split["train"]["group"]).sum():
+            shown = f"{leaks:,} of {len(split[name]):,} {name} images show a photo or a person that is in train"
+            _log.warning(f"{source}: {shown}.")
+
+
 def read_split(folder: Path, samples: pd.DataFrame, splits: Sequence[SplitName] = SPLITS) -> Split:
     """Takes the members of each split from ``train.txt``, ``val.txt`` and ``test.txt``, one name a line.
 
@@ -111,10 +131,7 @@ def read_split(folder: Path, samples: pd.DataFrame, splits: Sequence[SplitName] 
         if absent:
             _log.warning(f"{path}: {len(absent):,} of {len(listed):,} names are not among the images ({absent[0]}).")
         split[name] = samples.iloc[[rows[sample] for sample in listed if sample in rows]].reset_index(drop=True)
-    for name in SPLITS[1:]:
-        leaks = split[name]["group"].isin(split["train"]["group"]).sum()
-        if leaks:
-            _log.warning(f"{folder}: {leaks:,} of {len(split[name]):,} {name} images show a photo that is in train.")
+    _warn_of_leaks(split, str(folder))
     return split
 
 
