@@ -65,7 +65,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
             two splits; the same on every machine for one seed), or a folder with train.txt, val.txt and
             test.txt of file names.
         seed: of the random split, the subsets and the cards; training has --seed_everything.
-        age_min: youngest age that is used, years; without limits images of unknown age are used too.
+        age_min: youngest age that is used, years; with a limit no image of unknown age is used.
         age_max: oldest age that is used, years.
         val_fraction: share of the photos that the random split sets aside for validation.
         test_fraction: share of the photos that the random split sets aside for the test.
@@ -74,8 +74,8 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         max_samples: use at most this many images in all splits together, each split, age band, gender and
             race keeping its share; null for all.
         max_per_gender: use at most this many images of each gender, likewise, and none of unknown gender; null for all.
-        balance: draw each gender, race or age band equally often in training, with replacement; images without this
-            label as often as they are.
+        balance: draw each class of this label, or each age band, equally often in training, with replacement; images
+            without the label as often as they are in the data.
         batch_size: images in a batch, on each device.
         num_workers: processes that prepare batches; 0 prepares them in the main process.
         image_size: side of the images that the network gets, pixels.
