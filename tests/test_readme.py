@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from agr_lightning.cli import main
+from tests import miniatures
 from tests.conftest import FAST, copy_run, save_noise
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +65,13 @@ def place(here: Path, trained: Path, cards: Path) -> Path:
     (here / "configs").symlink_to(ROOT / "configs")
     save_noise(here / "my_photos" / "photo.jpg")
     save_noise(here / "photo.jpg")
+    (here / "faces").symlink_to(cards)
+    cells = [(card.name, *card.name.split("_")[:3]) for card in cards.iterdir()]
+    pd.DataFrame(cells, columns=["img_name", "age", "gender", "race"]).to_csv("labels.csv", index=False)
+    (here / "FairFace").mkdir()
+    for seed, file in enumerate(miniatures.fairface(here / "FairFace")):
+        save_noise(here / "FairFace" / file, seed)
+    miniatures.imdb_wiki(here)
     return here
 
 

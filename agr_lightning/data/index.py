@@ -98,7 +98,7 @@ def build_index(
     boxes = labels[["x", "y", "width", "height"]].fillna(0).to_numpy(np.float64)
     # The rows of the scan are those of the labels.
     scan = _scan(folder, labels["file"].tolist(), boxes, stored).join(labels.drop(columns="file"))
-    scan = scan.assign(name=scan["file"].str.rsplit("/", n=1).str[-1])
+    scan = scan.assign(name=scan["file"].str.replace(".*/", "", regex=True))
     scan.loc[(scan["reason"] == "") & scan.duplicated(["name", "digest"]), "reason"] = "copy of a file of the same name"
     usable = scan["reason"] == ""
     rejects = dict(sorted((rejects | scan[~usable].set_index("file")["reason"].to_dict()).items()))
