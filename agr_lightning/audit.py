@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 
 from agr_lightning.data.index import Index, build_index, derived_files
-from agr_lightning.data.splits import age_bands
 from agr_lightning.data.tables import LabelOptions
 from agr_lightning.files import atomic_json, cache_folder, user_path
-from agr_lightning.labels import AGE_BANDS, CLASSES, MISSING, TASKS
+from agr_lightning.labels import AGE_BANDS, CLASSES, MISSING, TASKS, age_band
 
 # How many single files or groups the terminal shows; the JSON has them all.
 _SHOWN = 5
@@ -38,7 +37,7 @@ def audit(
         return f"removed {cached}"
     index = build_index(root, cache_dir, "DIR", LabelOptions(**labels))
     samples = index.samples
-    codes = samples.assign(age_band=age_bands(samples["age"]))
+    codes = samples.assign(age_band=samples["age"].map(age_band))
     table = pd.DataFrame(
         {
             # MISSING is the last.

@@ -57,8 +57,8 @@ class LabelError(ValueError):
 
 
 def age_band(age: float) -> int:
-    """Index into ``AGE_BANDS`` of the band that holds ``age`` (years)."""
-    return sum(age >= start for start in _BAND_STARTS[1:])
+    """Index into ``AGE_BANDS`` of the band that holds ``age`` (years); ``MISSING`` for an unknown one."""
+    return sum(age >= start for start in _BAND_STARTS) - 1
 
 
 def parse_name(name: str) -> tuple[int, int, int]:

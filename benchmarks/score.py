@@ -13,7 +13,7 @@ from agr_lightning.data.duplicates import are_known, of_samples
 from agr_lightning.data.images import read_rgb
 from agr_lightning.data.index import build_index
 from agr_lightning.inference.predictor import Predictor
-from agr_lightning.labels import GENDERS, MISSING, RACES
+from agr_lightning.labels import GENDERS, MISSING, RACES, TASKS
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def unseen(
 ) -> tuple[pd.DataFrame, list[NDArray[np.uint8]]]:
     """Labelled samples whose photos none of the networks has seen, shuffled; ``count`` at most; and their images."""
     index = build_index(root)
-    samples = index.samples[index.samples["race"] != MISSING]
+    samples = index.samples[(index.samples[[*TASKS]] != MISSING).all(axis=1)]
     for trained in map(load_trained, checkpoints):
         assert trained.seen is not None, trained.name
         seen = are_known(of_samples(samples), np.concatenate([*trained.seen.values()]))

@@ -172,3 +172,4 @@ def test_any_text_is_a_class_or_none(text: str, task: ClassTask) -> None:
 def test_age_bands_cover_all_ages() -> None:
     named = [AGE_BANDS[age_band(age)] for age in (0, 2, 3, 9, 10, 69, 70, 116)]
     assert named == ["0-2", "0-2", "3-9", "3-9", "10-19", "60-69", "70+", "70+"]
+    assert age_band(29.9) == age_band(20) and age_band(MISSING) == MISSING

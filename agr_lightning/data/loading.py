@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from agr_lightning.data.cache import ImageCache
-from agr_lightning.data.splits import age_bands
 from agr_lightning.data.transforms import Augmentation
-from agr_lightning.labels import MISSING, Task
+from agr_lightning.labels import MISSING, Task, age_band
 
 
 class Batch(NamedTuple):
@@ -93,7 +92,7 @@ def balancing_weights(samples: pd.DataFrame, task: Task) -> NDArray[np.float64]:
 
     Those without the label are drawn as often as in the data.
     """
-    classes = age_bands(samples["age"]) if task == "age" else samples[task]
+    classes = samples["age"].map(age_band) if task == "age" else samples[task]
     values, row, counts = np.unique(classes, return_inverse=True, return_counts=True)
     labelled = counts[values != MISSING]
     share = labelled.sum() / max(len(labelled), 1)

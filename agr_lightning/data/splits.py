@@ -67,11 +67,6 @@ def within_ages(samples: pd.DataFrame, options: SplitOptions) -> pd.DataFrame:
     return samples.reset_index(drop=True)
 
 
-def age_bands(ages: pd.Series) -> NDArray[np.int64]:
-    """The index into ``AGE_BANDS`` of each age, years; ``MISSING`` where it is unknown."""
-    return np.asarray(ages.map(age_band).where(ages != MISSING, MISSING), np.int64)
-
-
 def random_split(samples: pd.DataFrame, val_fraction: float, test_fraction: float, seed: int) -> Split:
     """Splits samples in name order so that each split has the same shares of age band, gender and race.
 
@@ -197,7 +192,7 @@ def _shuffled_strata(samples: pd.DataFrame, seed: int, *first: Iterable[int]) ->
     """
     texts = (f"{seed}:{name}".encode() for name in samples["name"])
     lots = np.array([int.from_bytes(hashlib.sha256(text).digest()[:8]) for text in texts], np.uint64)
-    return np.lexsort((lots, samples["race"], samples["gender"], age_bands(samples["age"]), *first))
+    return np.lexsort((lots, samples["race"], samples["gender"], samples["age"].map(age_band), *first))
 
 
 def _evenly(position: Any, n: Any, count: int) -> Any:

@@ -12,10 +12,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pandas import DataFrame, Series
 
-from agr_lightning.data.splits import age_bands
 from agr_lightning.evaluation.metric_table import RANKED, Metric, Values, confidence, error, hits, predicted
 from agr_lightning.evaluation.results import wilson
-from agr_lightning.labels import AGE_BANDS, AGE_MAX, CLASSES, MISSING, ClassTask
+from agr_lightning.labels import AGE_BANDS, AGE_MAX, CLASSES, MISSING, ClassTask, age_band
 
 # The names of the figure of the training curves and of those that show photos.
 CURVES_FIGURE = "training_curves"
@@ -105,7 +104,7 @@ def _age_scatter(table: DataFrame) -> Figure:
 
 
 def _age_error(table: DataFrame) -> Figure:
-    bands = Series(error(table)).groupby(age_bands(table["age"]))
+    bands = Series(error(table)).groupby(table["age"].map(age_band))
     figure, (axes,) = draw_panels(6.4, 4.3)
     axes.axhline(0, color=QUIET, linewidth=1)
     labels = [f"{AGE_BANDS[band]}\nn={len(errors):,}" for band, errors in bands]

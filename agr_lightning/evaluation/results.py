@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pandas import Categorical, DataFrame, Series
 
-from agr_lightning.data.splits import age_bands
 from agr_lightning.evaluation import metric_table
 from agr_lightning.evaluation.metric_table import BY_GROUP, HEADLINE, METRICS, RANKED, Metric, Values
-from agr_lightning.labels import AGE_BANDS, CLASSES, ClassTask
+from agr_lightning.labels import AGE_BANDS, CLASSES, ClassTask, age_band
 from agr_lightning.models.calibration import ADULT, AGE_INTERVAL_LEVEL
 
 # Smaller groups are neither ranked nor compared, and those of two attributes are not listed.
@@ -128,7 +127,7 @@ def _values(estimates: Estimates, group: Group, metrics: Iterable[Metric]) -> En
 
 def _find_groups(table: DataFrame) -> Iterator[tuple[Group, NDArray[np.int64]]]:
     """Every group that has images and, of two attributes, enough of them; and its rows."""
-    codes = {"gender": table["gender"], "race": table["race"], "age_band": age_bands(table["age"])}
+    codes = {"gender": table["gender"], "race": table["race"], "age_band": table["age"].map(age_band)}
     names = CLASSES | {"age_band": AGE_BANDS}
     attributes = DataFrame({name: Categorical.from_codes(codes[name], names[name]) for name in codes})
     for chosen in _ATTRIBUTES:
