@@ -10,6 +10,7 @@ import pandas as pd
 from agr_lightning.data.index import Index, build_index, derived_files
 from agr_lightning.data.tables import LabelOptions
 from agr_lightning.files import atomic_json, cache_folder, user_path
+from agr_lightning.inference.crop import not_crops
 from agr_lightning.labels import AGE_BANDS, CLASSES, MISSING, TASKS, age_band
 
 # How many single files or groups the terminal shows; the JSON has them all.
@@ -64,7 +65,14 @@ def _cached(root: str, cache_dir: str | None) -> str:
 
 def _as_text(index: Index, labels: pd.DataFrame, groups: list[Any], output: str | None) -> str:
     disagreeing = [group for group in groups if group["disagree_on"]]
-    lines = [index.summary(), "", *_table(labels), "", f"rejected files           {len(index.rejects):6,}"]
+    lines = [
+        index.summary(),
+        *filter(None, [not_crops(index)]),
+        "",
+        *_table(labels),
+        "",
+        f"rejected files           {len(index.rejects):6,}",
+    ]
     lines += [f"{count:8,}  {reason}" for reason, count in Counter(index.rejects.values()).most_common()]
     lines += [f"          {file}: {reason}" for file, reason in list(index.rejects.items())[:_SHOWN]]
     lines += [f"photos there repeatedly  {len(groups):6,}  ({sum(len(group['files']) for group in groups):,} files)"]

@@ -20,6 +20,7 @@ COMMANDS = {
     "validate": ("measure a checkpoint on the validation images", None),
     "test": ("measure a checkpoint on the test images: results.json and figures", None),
     "predict": ("find the faces in photos and videos, and predict for each: a table", "inference.predict:predict"),
+    "crop": ("face crops of photos, like UTKFace's, to train on", "inference.crop:crop"),
     "audit": ("list what is wrong with a data folder", "audit:audit"),
     "compare": ("one table of tested runs: figures, groups, size and speed", "evaluation.compare:compare"),
     "report": ("a page and a model card of a tested run", "evaluation.report:report"),

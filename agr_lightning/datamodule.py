@@ -30,6 +30,7 @@ from agr_lightning.data.loading import (
 from agr_lightning.data.splits import SPLITS, SplitName, SplitOptions, make_split, within_ages
 from agr_lightning.data.tables import LabelOptions
 from agr_lightning.data.transforms import Augmentation, Preset, TransformSpec
+from agr_lightning.inference.crop import not_crops
 from agr_lightning.inference.inputs import find_photos
 from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader, photo_batches
 from agr_lightning.labels import AGE_MAX, AGE_MIN
@@ -208,6 +209,8 @@ class UTKFaceDataModule(lightning.LightningDataModule):
                 test_root, self.hparams["cache_dir"], "--data.test_root", self._labels
             )
             _log.info(index.summary())
+            if problem := not_crops(index):
+                _log.warning(problem)
             self._splits["test"] = within_ages(index.samples, options)
         if "train" in self._splits or (test_root is not None and stage == "test"):
             return
@@ -220,6 +223,8 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         labels = LabelOptions() if self.hparams["synthetic"] else self._labels
         index = build_index(root, self.hparams["cache_dir"], option, labels)
         _log.info(index.summary())
+        if not self.hparams["synthetic"] and (problem := not_crops(index)):
+            _log.warning(problem)
         samples, names = index.samples, SPLITS
         if test_root is not None:
             # All photos of the test root are the test, so none of them may be learned from.

@@ -115,7 +115,7 @@ def label(answer: Answer, face: int | None = None) -> str:
     return "  ".join(parts)
 
 
-def _cut_name(name: str, end: str) -> str:
+def cut_name(name: str, end: str) -> str:
     """A name with an end, cut to the 255 bytes of a file's; names that are cut differ as they did."""
     whole = name.encode(errors="replace")
     if len(whole) + len(end) <= 255:
@@ -134,7 +134,7 @@ def annotator(folder: str, inputs: Sequence[Path]) -> Annotator:
         below = Path(os.path.relpath(path, shared))
         frame = "" if seconds is None else f".{seconds:09.3f}s"
         suffix = "" if path.suffix.lower() in (".jpg", ".jpeg") and not frame else ".jpg"
-        return root / below.with_name(_cut_name(below.name, f"{frame}{suffix}"))
+        return root / below.with_name(cut_name(below.name, f"{frame}{suffix}"))
 
     def write(photo: Photo, answers: Sequence[Answer]) -> None:
         if photo.picture is not None:  # it could be used

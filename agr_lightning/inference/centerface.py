@@ -130,20 +130,20 @@ def _search(photo: Pixels, least: float, smallest: float | None) -> list[Face]:
     there are some of hardly ``least`` pixels.
     """
     level = shrink(photo, min(1.0, _LEAST / least))
-    faces = _level(level, photo)
+    faces = find_at_size(level, photo)
     if max(level.shape[:2]) > _LAST:
-        faces += _level(shrink(level, 1 / 3), photo)
+        faces += find_at_size(shrink(level, 1 / 3), photo)
     target, hint = smallest or _LEAST, _HINT
     while least > target:
         hints = (face.side for face in faces if _probability(face) >= hint)
         if smallest is None and min(hints, default=math.inf) >= _SMALL * least:
             break
         least, hint = target if smallest else max(target, least / _FINER), _LIKELY
-        faces += _level(shrink(photo, min(1.0, _LEAST / least)), photo)
+        faces += find_at_size(shrink(photo, min(1.0, _LEAST / least)), photo)
     return faces
 
 
-def _level(level: Pixels, photo: Pixels) -> list[Face]:
+def find_at_size(level: Pixels, photo: Pixels) -> list[Face]:
     """All that may be faces at one size of a photo, some of them several times, in pixels of the photo."""
     probabilities, landmarks = (np.concatenate(part) for part in zip(*_tiles(level), strict=True))
     return align(landmarks * np.divide(photo.shape[1::-1], level.shape[1::-1]), probabilities)

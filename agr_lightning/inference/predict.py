@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,7 +38,8 @@ COLUMNS = (
     *("seconds", "reason", "face_probability", "prob_under_18"),
 )
 
-# How a cell begins that spreadsheets take for a formula.
+# The columns that files name, and how a cell begins that spreadsheets take for a formula.
+_TEXTS = ("path", "file", "crop", "reason")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -89,17 +90,11 @@ def predict(
         _log.info(f"Network      {predictor.source}")
         _log.info(f"Faces        {reader.description}")
         rows.open(None, predictor.source, batch_size=data.batch_size, **asdict(options))
-        try:
-            with tqdm(total=len(paths), initial=rows.first, desc="Predicting", unit="photo", disable=None) as bar:
-                for batch in photo_batches(list(enumerate(paths))[rows.first :], reader, data.batch_size):
-                    crops = np.concatenate([photo.crops for photo in batch])
-                    rows.write(batch, predictor(crops, data.batch_size))
-                    bar.set_postfix_str(batch[-1].place)
-                    bar.update(batch[-1].index + (batch[-1].seconds is None) - bar.n)  # a video may go on
-                bar.update(len(paths) - bar.n)
-        except BaseException:
-            rows.stop()
-            raise
+
+        def answer(batch: Sequence[Photo]) -> None:
+            rows.write(batch, predictor(np.concatenate([photo.crops for photo in batch]), data.batch_size))
+
+        rows.fill(reader, data.batch_size, answer)
         rows.join()
 
 
@@ -150,6 +145,8 @@ class Output:
     to begin with, once it is open.
     """
 
+    name, columns = "Predictions", COLUMNS  # of the table
+
     def __init__(
         self, paths: Sequence[Path], format: Format, annotate: str | None, output: str | None, resume: bool
     ) -> None:
@@ -164,7 +161,7 @@ class Output:
         """
         if self._stdout:
             self._part: IO[bytes] = open(1, "wb", closefd=False)  # noqa: SIM115 (not sys.stdout)
-            self._rows = TableWriter(self._part, self._format)
+            self._rows = TableWriter(self._part, self._format, self.columns)
             return
         if self._table is None:
             runs = Path(RUNS_FOLDER) if run is None else run.parent
@@ -188,6 +185,24 @@ class Output:
             rows += rows_of(photo, of_photo)
             if self._copies is not None:
                 self._copies(photo, of_photo)
+        self.add(rows)
+
+    def fill(self, reader: PhotoReader, batch_size: int, write: Callable[[Sequence[Photo]], None]) -> None:
+        """Has all photos that are left written, in batches and by this process; what stops it stops the job."""
+        try:
+            paths = self._paths
+            with tqdm(total=len(paths), initial=self.first, desc=self.name, unit="photo", disable=None) as bar:
+                for batch in photo_batches(list(enumerate(paths))[self.first :], reader, batch_size):
+                    write(batch)
+                    bar.set_postfix_str(batch[-1].place)
+                    bar.update(batch[-1].index + (batch[-1].seconds is None) - bar.n)  # a video may go on
+                bar.update(len(paths) - bar.n)
+        except BaseException:
+            self.stop()
+            raise
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Writes the rows of a batch, which outlive this process."""
         if self._stdout:
             self._rows.write(rows)
             return
@@ -209,26 +224,30 @@ class Output:
         else:
             Path(self._part.name).unlink()
 
-    def join(self) -> None:
-        """Makes the table of all parts; raises UserError, when it is there, if none of the inputs was read."""
+    def join(self) -> Counter[str]:
+        """Makes the table of all parts, says where it is, and returns how many rows have each status.
+
+        Raises UserError, when it is there, if none of the inputs was read.
+        """
         assert self._table is not None
         self._part.close()
-        counts = self._rows.counts if self._stdout else join_parts(self._parts, self._table)
+        counts = self._rows.counts if self._stdout else join_parts(self._parts, self._table, self.columns)
         counted = ", ".join(f"{count:,} {status}" for status, count in counts.items())
         _log.info(f"{len(self._paths):,} inputs: {counted}")
-        _log.info(f"Predictions  {self._table}")
+        _log.info(f"{self.name:13}{self._table}")
         if set(counts) == {"unreadable"}:
             raise UserError(f"no input could be read: the column reason of {self._table} says why.")
+        return counts
 
 
 class TableWriter:
     """Writes rows as CSV or JSON lines; ``counts`` has how many rows have each status."""
 
-    def __init__(self, file: IO[bytes], format: Format) -> None:
+    def __init__(self, file: IO[bytes], format: Format, columns: Sequence[str] = COLUMNS) -> None:
         self.counts: Counter[str] = Counter()
-        self._file, self._format = file, format
+        self._file, self._format, self._columns = file, format, columns
         # With its usual end of a line, which is not that of the file, the writer quotes every kind of line break.
-        self._csv = csv.DictWriter(SimpleNamespace(write=self._write_line), COLUMNS, extrasaction="ignore")
+        self._csv = csv.DictWriter(SimpleNamespace(write=self._write_line), columns, extrasaction="ignore")
         if format == "csv":
             self._csv.writeheader()
 
@@ -237,21 +256,21 @@ class TableWriter:
         for row in rows:
             self.counts[str(row["status"])] += 1
             if self._format == "csv":
-                safe = {name: f"'{row[name]}" for name in ("path", "reason") if str(row.get(name)).startswith(_FORMULA)}
+                safe = {name: f"'{row[name]}" for name in _TEXTS if str(row.get(name)).startswith(_FORMULA)}
                 self._csv.writerow(row | safe)
             else:
-                self._write_line(json.dumps({name: row[name] for name in COLUMNS if name in row}))
+                self._write_line(json.dumps({name: row[name] for name in self._columns if name in row}))
         self._file.flush()
 
     def _write_line(self, text: str) -> None:
         self._file.write(text.removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n")
 
 
-def join_parts(parts: Sequence[Path], table: Path) -> Counter[str]:
+def join_parts(parts: Sequence[Path], table: Path, columns: Sequence[str] = COLUMNS) -> Counter[str]:
     """Joins what several processes have written, in the order of the inputs, and removes it; returns the counts."""
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(atomic_write(table))
-        writer = TableWriter(file, "csv" if table.suffix.lower() == ".csv" else "jsonl")
+        writer = TableWriter(file, "csv" if table.suffix.lower() == ".csv" else "jsonl", columns)
         rows = [read_part(stack.enter_context(part.open("rb"))) for part in parts]
         writer.write(heapq.merge(*rows, key=lambda row: row["index"]))
     for part in parts:
