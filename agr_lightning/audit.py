@@ -65,14 +65,8 @@ def _cached(root: str, cache_dir: str | None) -> str:
 
 def _as_text(index: Index, labels: pd.DataFrame, groups: list[Any], output: str | None) -> str:
     disagreeing = [group for group in groups if group["disagree_on"]]
-    lines = [
-        index.summary(),
-        *filter(None, [not_crops(index)]),
-        "",
-        *_table(labels),
-        "",
-        f"rejected files           {len(index.rejects):6,}",
-    ]
+    lines = [index.summary(), "", *_table(labels), "", f"rejected files           {len(index.rejects):6,}"]
+    lines[1:1] = filter(None, [not_crops(index)])
     lines += [f"{count:8,}  {reason}" for reason, count in Counter(index.rejects.values()).most_common()]
     lines += [f"          {file}: {reason}" for file, reason in list(index.rejects.items())[:_SHOWN]]
     lines += [f"photos there repeatedly  {len(groups):6,}  ({sum(len(group['files']) for group in groups):,} files)"]

@@ -58,8 +58,8 @@ def crop(photos: str, out: str, size: int = 200, largest: int | None = 1, resume
         photos: a photo or video, a folder (searched recursively), a glob in quotes, or a .txt list.
         out: a new or empty folder for crops, outside of that of the photos.
         size: side of a crop, pixels; a crop of a smaller face has at most twice the face's side.
-        largest: how many faces of a photo, the largest first; of those that are two thirds as sure and as large as the
-            best, that in the middle is before all. null for all. Several of a photo have names of their own.
+        largest: how many faces of a photo: that nearest to the middle among those two thirds as sure and as large as the
+            best, then the largest others; null for all. Several of a photo have names of their own.
         resume: go on with the same job where it was stopped.
         **faces: which faces are wanted, as in ``PhotoOptions``.
     """
@@ -87,8 +87,7 @@ def crop(photos: str, out: str, size: int = 200, largest: int | None = 1, resume
         for row, pixels in zip((row for row in rows if "crop" in row), crops, strict=True):
             _save(resize(pixels, min(size, _ENLARGED * int(row["width"]))), folder / str(row["crop"]))
 
-    output.fill(reader, _BATCH, write)
-    counts = output.join()
+    counts = output.fill(reader, _BATCH, write)
     if largest is not None:
         found = pd.read_csv(table, usecols=["file", "faces"], encoding_errors="replace").drop_duplicates("file")
         if several := (found["faces"] > largest).sum():
@@ -147,7 +146,7 @@ def not_crops(index: Index) -> str | None:
     """
     places = np.unique(np.linspace(0, len(index.samples) - 1, _LOOKED_AT, dtype=int))
     files = [index.folder / file for file in index.samples["file"].iloc[places]]
-    with contextlib.suppress(UserError):  # where it is not installed
+    with contextlib.suppress(UserError):  # where it is not installed; else once, before threads do
         open_network()
     with ThreadPoolExecutor(usable_cpus()) as pool:
         kinds = Counter(pool.map(_misfit, files))

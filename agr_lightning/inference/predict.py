@@ -95,7 +95,6 @@ def predict(
             rows.write(batch, predictor(np.concatenate([photo.crops for photo in batch]), data.batch_size))
 
         rows.fill(reader, data.batch_size, answer)
-        rows.join()
 
 
 def _named_table(output: str | None, inputs: Sequence[Path], resume: bool) -> Path | None:
@@ -187,10 +186,10 @@ class Output:
                 self._copies(photo, of_photo)
         self.add(rows)
 
-    def fill(self, reader: PhotoReader, batch_size: int, write: Callable[[Sequence[Photo]], None]) -> None:
-        """Has all photos that are left written, in batches and by this process; what stops it stops the job."""
+    def fill(self, reader: PhotoReader, batch_size: int, write: Callable[[Sequence[Photo]], None]) -> Counter[str]:
+        """Has the photos that are left written, in batches and by this process, and joins; what fails stops the job."""
+        paths = self._paths
         try:
-            paths = self._paths
             with tqdm(total=len(paths), initial=self.first, desc=self.name, unit="photo", disable=None) as bar:
                 for batch in photo_batches(list(enumerate(paths))[self.first :], reader, batch_size):
                     write(batch)
@@ -200,6 +199,7 @@ class Output:
         except BaseException:
             self.stop()
             raise
+        return self.join()
 
     def add(self, rows: Sequence[Row]) -> None:
         """Writes the rows of a batch, which outlive this process."""
