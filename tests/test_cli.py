@@ -39,6 +39,7 @@ def test_every_option_of_ours_has_a_sentence_and_a_default(run: Run, command: st
     code, out, _ = run(command, "--help")
     assert code == 0
     plain = {"app": "--port", "audit": "--output", "compare": "--output", "export": "--half", "report": "--no_faces"}
+    plain |= {"crop": "--size"}
     if command in plain:
         assert plain[command] in out
         return

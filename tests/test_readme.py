@@ -105,7 +105,7 @@ def test_a_python_block_works(place: Path, page: Path, number: int) -> None:
 def options() -> dict[str, str]:
     """What ``--help`` of each command prints."""
     texts = {}
-    for command in ("fit", "validate", "test", "predict", "audit", "compare", "report", "export", "app"):
+    for command in ("fit", "validate", "test", "predict", "crop", "audit", "compare", "report", "export", "app"):
         output = io.StringIO()
         with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
             main([command, "--help"])
