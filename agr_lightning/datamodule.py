@@ -62,9 +62,9 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         group: column of the table that names the person: nobody is in two splits.
         box_margin: what a crop has around a face box of the table, on each side, in shares of its longer side.
         synthetic: instead of a root, this many drawn, labelled test cards; 0 for none.
-        split: 'random' (same shares of age band, gender and race in each split; copies of a photo never in
-            two splits; the same on every machine for one seed), or a folder with train.txt, val.txt and
-            test.txt of file names.
+        split: 'random' (equal shares of age band, gender and race; copies of a photo never in two splits; the same on
+            every machine for one seed), which is that of the table of labels where it says one; or a folder with
+            train.txt, val.txt and test.txt of file names.
         seed: of the random split, the subsets and the cards; training has --seed_everything.
         age_min: youngest age that is used, years; with a limit no image of unknown age is used.
         age_max: oldest age that is used, years.
@@ -72,18 +72,16 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         test_fraction: share of the photos that the random split sets aside for the test.
         test_root: folder or archive of which all images are the test set; none of its photos is trained on.
         predict_path: for predict: a photo or video, a folder (searched recursively), a glob in quotes, or a .txt list.
-        max_samples: use at most this many images in all splits together, each split, age band, gender and
-            race keeping its share; null for all.
+        max_samples: use so many images of all splits, each split, age band, gender and race its share; null for all.
         max_per_gender: use at most this many images of each gender, likewise, and none of unknown gender; null for all.
-        balance: draw each class of this label, or each age band, equally often in training, with replacement; images
-            without the label as often as they are in the data.
+        balance: draw each class of this label, or age band, equally often in training; images without it as they come.
         batch_size: images in a batch, on each device.
         num_workers: processes that prepare batches; 0 prepares them in the main process.
         image_size: side of the images that the network gets, pixels.
         cache_dir: folder for decoded images and unpacked archives; null for ~/.cache/agr_lightning.
-        augmentation: random changes to training images: none, light (flip, affine, brightness and
-            contrast), strong (also resized crop, colour jitter, blur or compression, dropout), or a list of
-            Albumentations transforms, each {class_path: NAME, init_args: {...}}.
+        augmentation: random changes to training images: none, light (flip, affine, brightness and contrast), strong
+            (also resized crop, colour jitter, blur or compression, dropout), or a list of Albumentations transforms,
+            each {class_path: NAME, init_args: {...}}.
         photos: for predict: which faces of the photos are wanted.
     """
 
@@ -117,10 +115,12 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         super().__init__()
         # Plain values, so that a checkpoint loads without running code; read at use, since finders change them.
         self.save_hyperparameters(ignore="photos")
-        least_values = {"batch_size": 1, "num_workers": 0, "image_size": 16, "synthetic": 0, "seed": 0, "box_margin": 0}
-        for name, least in least_values.items():
-            if self.hparams[name] < least:
-                raise UserError(f"--data.{name} {self.hparams[name]} must be {least} or more.")
+        least = {"batch_size": 1, "image_size": 16} | dict.fromkeys(
+            ("num_workers", "synthetic", "seed", "box_margin"), 0
+        )
+        for name, value in least.items():
+            if self.hparams[name] < value:
+                raise UserError(f"--data.{name} {self.hparams[name]} must be {value} or more.")
         if root is not None and synthetic:
             raise UserError(f"--data.root {root} and --data.synthetic {synthetic} exclude each other.")
         self._options = SplitOptions(
@@ -205,36 +205,34 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         """Finds and splits the images that a stage needs, unless that was done before."""
         options, test_root = self._options, self.hparams["test_root"]
         if test_root is not None and "test" not in self._splits:
-            self._indexes["test"] = index = build_index(
-                test_root, self.hparams["cache_dir"], "--data.test_root", self._labels
-            )
-            _log.info(index.summary())
-            if problem := not_crops(index):
-                _log.warning(problem)
-            self._splits["test"] = within_ages(index.samples, options)
+            self._indexes["test"] = self._index(test_root, "--data.test_root", self._labels)
+            self._splits["test"] = within_ages(self._indexes["test"].samples, options)
         if "train" in self._splits or (test_root is not None and stage == "test"):
             return
-        root, option = self.hparams["root"], "--data.root"
         if self.hparams["synthetic"]:
-            root = str(draw_cards(self.hparams["synthetic"], self.hparams["seed"], self.hparams["cache_dir"]))
-            option = "--data.synthetic"
-        if root is None:
+            cards = draw_cards(self.hparams["synthetic"], self.hparams["seed"], self.hparams["cache_dir"])
+            index = self._index(str(cards), "--data.synthetic")
+        elif self.hparams["root"] is not None:
+            index = self._index(self.hparams["root"], "--data.root", self._labels)
+        else:
             raise UserError("no images: give --data.root FOLDER, or --data.synthetic 1500 for drawn test cards.")
-        labels = LabelOptions() if self.hparams["synthetic"] else self._labels
-        index = build_index(root, self.hparams["cache_dir"], option, labels)
-        _log.info(index.summary())
-        if not self.hparams["synthetic"] and (problem := not_crops(index)):
-            _log.warning(problem)
         samples, names = index.samples, SPLITS
         if test_root is not None:
             # All photos of the test root are the test, so none of them may be learned from.
-            shared = self._of_photos(samples, of_samples(self._indexes["test"].samples))
-            if shared.any():
+            if (shared := self._of_photos(samples, of_samples(self._indexes["test"].samples))).any():
                 _log.info(f"{index.root}: {shared.sum():,} images left out: {test_root} shows the same photos")
             samples, options, names = samples[~shared], replace(options, test_fraction=0.0), SPLITS[:2]
         split = make_split(samples, options, names)
         for name in names:
             self._indexes[name], self._splits[name] = index, split[name]
+
+    def _index(self, root: str, option: str, labels: LabelOptions | None = None) -> Index:
+        """Finds the samples in a folder, and says what is there; None for the labels of drawn cards."""
+        index = build_index(root, self.hparams["cache_dir"], option, labels or LabelOptions())
+        _log.info(index.summary())
+        if labels is not None and (problem := not_crops(index)):
+            _log.warning(problem)
+        return index
 
     def _images(self, split: SplitName) -> ImageCache:
         """The decoded images of a split, by the ``row`` of its samples."""
@@ -258,8 +256,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         everyone = self._indexes[split].samples
         related = everyone[everyone["group"].isin(samples["group"])]
         unseen = samples[~samples["group"].isin(related["group"][self._of_photos(related, known)])]
-        left_out = len(samples) - len(unseen)
-        if left_out:
+        if left_out := len(samples) - len(unseen):
             _log.info(f"{left_out:,} of {len(samples):,} {split} images left out, because these weights have seen them")
         return unseen.reset_index(drop=True)
 

@@ -65,7 +65,7 @@ def _json_lines() -> str:
         (CSV.replace(",", " , ").replace("\n", " \r\n"), "labels.csv"),
         (CSV.encode("utf-8-sig"), "labels.csv"),
         (CSV.replace(",", "\t").encode("utf-16"), "labels.txt"),
-        (gzip.compress(CSV.encode()), "labels.csv.gz"),
+        (gzip.compress(CSV.encode(), mtime=0), "labels.csv.gz"),
         (CSV.upper().replace(".JPG", ".jpg"), "labels.csv"),
         (_json_lines, "labels.jsonl"),
         (_parquet, "labels.parquet"),

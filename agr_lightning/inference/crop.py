@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from PIL import Image
 
-from agr_lightning.data.images import ImageError, decode_photo, read_bytes, resize
+from agr_lightning.data.images import ImageError, decode_face, read_bytes, resize
 from agr_lightning.data.index import Index
 from agr_lightning.files import usable_cpus, user_path
 from agr_lightning.inference.annotate import cut_name
@@ -58,8 +59,8 @@ def crop(photos: str, out: str, size: int = 200, largest: int | None = 1, resume
         photos: a photo or video, a folder (searched recursively), a glob in quotes, or a .txt list.
         out: a new or empty folder for crops, outside of that of the photos.
         size: side of a crop, pixels; a crop of a smaller face has at most twice the face's side.
-        largest: how many faces of a photo: that nearest to the middle among those two thirds as sure and as large as the
-            best, then the largest others; null for all. Several of a photo have names of their own.
+        largest: how many faces of a photo: that nearest to the middle among those two thirds as sure and as large as
+            the best, then the largest others; null for all. Several of a photo have names of their own.
         resume: go on with the same job where it was stopped.
         **faces: which faces are wanted, as in ``PhotoOptions``.
     """
@@ -146,10 +147,11 @@ def not_crops(index: Index) -> str | None:
     """
     places = np.unique(np.linspace(0, len(index.samples) - 1, _LOOKED_AT, dtype=int))
     files = [index.folder / file for file in index.samples["file"].iloc[places]]
+    boxes = index.samples["box"].iloc[places]
     with contextlib.suppress(UserError):  # where it is not installed; else once, before threads do
         open_network()
     with ThreadPoolExecutor(usable_cpus()) as pool:
-        kinds = Counter(pool.map(_misfit, files))
+        kinds = Counter(pool.map(_misfit, files, boxes))
     if kinds.total() - kinds[""] < _WORTH_A_LINE * len(files):
         return None
     return (
@@ -159,10 +161,10 @@ def not_crops(index: Index) -> str | None:
     )
 
 
-def _misfit(path: Path) -> str:
+def _misfit(path: Path, box: NDArray[np.float64]) -> str:
     """Why an image is no crop, its "shape" or the "face" in it; empty where it may be one."""
     with contextlib.suppress(ImageError, UserError):
-        pixels = decode_photo(read_bytes(path), draft=2 * _LARGE)[0]
+        pixels = decode_face(read_bytes(path), box, draft=2 * _LARGE)
         sides = np.array(pixels.shape[1::-1])
         if sides.max() > _LONGER * sides.min():
             return "shape"
