@@ -59,8 +59,8 @@ def crop(photos: str, out: str, size: int = 200, largest: int | None = 1, resume
         photos: a photo or video, a folder (searched recursively), a glob in quotes, or a .txt list.
         out: a new or empty folder for crops, outside of that of the photos.
         size: side of a crop, pixels; a crop of a smaller face has at most twice the face's side.
-        largest: how many faces of a photo: that nearest to the middle among those two thirds as sure and as large as
-            the best, then the largest others; null for all. Several of a photo have names of their own.
+        largest: how many faces of a photo: the nearest to the middle of those two thirds as sure and as large as the
+            best, then the largest others; null for all. Several of a photo have names of their own.
         resume: go on with the same job where it was stopped.
         **faces: which faces are wanted, as in ``PhotoOptions``.
     """
