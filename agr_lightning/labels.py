@@ -132,4 +132,5 @@ def class_codes(task: ClassTask, other_names: Mapping[str, str] | None = None) -
         if spelled(name) not in codes:
             known = ", ".join(CLASSES[task])
             raise UserError(f"--data.race_map '{other}: {name}'{did_you_mean(name, CLASSES[task])}: expected {known}.")
-    return codes | {spelled(other): codes[spelled(name)] for other, name in (other_names or {}).items()}
+    # YAML takes a code for a number.
+    return codes | {spelled(str(other)): codes[spelled(name)] for other, name in (other_names or {}).items()}

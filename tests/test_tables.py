@@ -371,13 +371,14 @@ def test_an_index_of_a_table(here: Path) -> None:
 
 
 def test_trains_and_tests_by_a_table(run: Callable[..., tuple[int, str, str]], here: Path) -> None:
-    rows = [f"{n}.jpg;{20 + n % 9};{'mf'[n % 2]};{n % 5}" for n in range(60)]
-    (here / "labels.csv").write_text("\n".join(["photo;years;sex;race", *rows, "gone.jpg;1;m;1"]))
+    rows = [f"{n}.jpg;{20 + n % 9};{'mf'[n % 2]};{n % 5 + 7}" for n in range(60)]
+    (here / "labels.csv").write_text("\n".join(["photo;years;sex;race", *rows, "gone.jpg;1;m;7"]))
     for n in range(60):
         save_noise(here / "faces" / f"{n}.jpg", n)
     options = ["--data.root", "faces", "--data.labels", "labels.csv", *FAST]
-    columns = "{file: photo, age: years, gender: sex}"
-    code, out, err = run("fit", *options, "--data.columns", columns, "--trainer.max_epochs", "1")
+    columns = ["--data.columns", "{file: photo, age: years, gender: sex}"]
+    races = ["--data.race_map", "{7: white, 8: black, 9: asian, 10: indian, 11: others}"]
+    code, out, err = run("fit", *options, *columns, *races, "--trainer.max_epochs", "1")
     assert code == 0, err
     assert "faces: 60 images\nlabels.csv: 1 rows name files that are not there (gone.jpg)\n" in out
     results = json.loads((here / "lightning_logs/version_0/results.json").read_text())
