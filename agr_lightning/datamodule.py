@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -123,9 +123,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
                 raise UserError(f"--data.{name} {self.hparams[name]} must be {value} or more.")
         if root is not None and synthetic:
             raise UserError(f"--data.root {root} and --data.synthetic {synthetic} exclude each other.")
-        self._options = SplitOptions(
-            split, seed, val_fraction, test_fraction, max_samples, max_per_gender, age_min, age_max
-        )
+        self._options = SplitOptions(**{each.name: self.hparams[each.name] for each in fields(SplitOptions)})
         self._labels = LabelOptions(labels, columns or {}, race_map or {}, group, box_margin)
         self.photo_options = photos
         self.photos_to_predict: list[Path] = []  # all inputs, in order
@@ -178,9 +176,8 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> Iterator[PhotoBatch]:
-        rank, ranks = self._rank(len(self.photos_to_predict))
-        size, of_cards = self.hparams["image_size"], bool(self.hparams["synthetic"])
-        reader = PhotoReader(self.photo_options, size, self.keep_pictures, of_cards)
+        (rank, ranks), of_cards = self._rank(len(self.photos_to_predict)), bool(self.hparams["synthetic"])
+        reader = PhotoReader(self.photo_options, self.hparams["image_size"], self.keep_pictures, of_cards)
         inputs = list(enumerate(self.photos_to_predict))[max(rank, self.first_to_predict) :: ranks]
         for photos in photo_batches(inputs, reader, self.hparams["batch_size"]):
             faces = np.concatenate([photo.crops for photo in photos])
