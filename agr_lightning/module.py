@@ -1,8 +1,8 @@
 """AGRModule: the network, its losses and metrics, around one step for all stages."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from agr_lightning.base_module import BaseModule, LRSchedulerCallable
-from agr_lightning.checkpoints import find_checkpoint, join_seen, read_weights
+from agr_lightning.checkpoints import TrainedNetwork, find_checkpoint, join_seen, read_weights
 from agr_lightning.data.loading import Batch
 from agr_lightning.distillation import Distillation
 from agr_lightning.labels import MISSING, RACES, TASKS, Task
@@ -31,6 +31,22 @@ _log = logging.getLogger(__name__)
 Stage = Literal["train", "val", "test"]
 
 
+def read_initial(weights: str | None) -> tuple[dict[str, Tensor], TrainedNetwork | None]:
+    """Tensors by name of ``--model.weights``, and the network that they are of where the file says so."""
+    if not weights:
+        return {}, None
+    return read_weights(find_checkpoint(weights, Path(), "--model.weights"), "--model.weights")
+
+
+def network_config(options: Mapping[str, Any], trained: TrainedNetwork | None) -> NetworkConfig:
+    """The network that ``AGRModule``'s options describe; those that are None are as in the trained one, or default."""
+    config = NetworkConfig() if trained is None else trained.config
+    given = {name: options[name] for name in config.to_dict() if options[name] is not None}
+    if given.get("age_loss", config.age_loss) != config.age_loss:
+        config = replace(config, age_readout=None)  # which another head may not have
+    return replace(config, **given)
+
+
 class AGRModule(BaseModule):
     """One network for age, gender and race; options that cannot work raise UserError.
 
@@ -39,18 +55,23 @@ class AGRModule(BaseModule):
 
     Args:
         backbone: name of the shared feature extractor: agr_cnn, agr_cnn_small, plain_cnn, two_branch_cnn, any of
-            torchvision's classification networks, or timm/NAME for any of timm's.
+            torchvision's classification networks, or timm/NAME for any of timm's; null for agr_cnn.
         pretrained: start the backbone from the weights that torchvision or timm has for it.
         weights: initial weights from a file: a checkpoint or exported file of this project, a run folder, agr or
             small for shipped weights, or a state dict of the network or of its backbone; null for random weights.
+            Of a file that describes its network, backbone, age_loss, age_readout, image_size, grayscale, dropout and
+            tta_flip are taken where they are null here.
         tasks: what to predict: any of age, gender and race.
         age_loss: a number learned by l1 (mean absolute error), mse (mean squared error) or smooth_l1 (squared below 3
-            years); a distribution learned by dldl (Gaussian labels) or mean_variance; ordered thresholds by coral.
+            years); a distribution learned by dldl (Gaussian labels) or mean_variance; ordered thresholds by coral;
+            null for l1.
         age_readout: how an age is read from a distribution or from thresholds: mean or median; null for the mean.
-        image_size: side of the images, pixels; the command line takes it from --data.image_size.
-        grayscale: leave the colour of the images out.
-        dropout: probability of dropping a feature before the heads.
-        tta_flip: in evaluation, average the outputs for an image and its mirror image: better, at twice the time.
+        image_size: side of the images, pixels, the data module's; null for 128. The command line takes it from
+            --data.image_size.
+        grayscale: leave the colour of the images out; null for false.
+        dropout: probability of dropping a feature before the heads; null for 0.2.
+        tta_flip: in evaluation, average the outputs for an image and its mirror image: better, at twice the time; null
+            for false.
         loss_weights: what each task's loss is multiplied by.
         loss_weighting: fixed weights, or uncertainty: learned ones that start from these.
         race_class_weights: what the race loss of each class is multiplied by: none, balanced (each class counts the
@@ -72,16 +93,16 @@ class AGRModule(BaseModule):
 
     def __init__(
         self,
-        backbone: str = "agr_cnn",
+        backbone: str | None = None,
         pretrained: bool = False,
         weights: str | None = None,
         tasks: list[Task] = list(TASKS),  # noqa: B006 (never changed; the command line shows it)
-        age_loss: AgeLossName = "l1",
+        age_loss: AgeLossName | None = None,
         age_readout: AgeReadout | None = None,
-        image_size: int = 128,
-        grayscale: bool = False,
-        dropout: float = 0.2,
-        tta_flip: bool = False,
+        image_size: int | None = None,
+        grayscale: bool | None = None,
+        dropout: float | None = None,
+        tta_flip: bool | None = None,
         loss_weights: LossWeights = LossWeights(),  # noqa: B008 (frozen)
         loss_weighting: Weighting = "fixed",
         race_class_weights: Literal["none", "balanced"] | list[float] = "none",
@@ -111,13 +132,13 @@ class AGRModule(BaseModule):
         self._compiled: Callable[[Tensor], dict[Task, Tensor]] | None = None
 
     def configure_network(self) -> None:
-        """Builds the network and loads its initial weights."""
+        """Builds the network, of the form of its initial weights where the options leave it open, and loads these."""
         options = self.hparams
-        self.network = AGRNetwork(NetworkConfig(**{name: options[name] for name in NetworkConfig().to_dict()}))
+        state, trained = read_initial(options["weights"])
+        self.network = AGRNetwork(network_config(options, trained))
+        self.save_hyperparameters(self.network.config.to_dict())
         self.tasks = self.network.tasks
         if options["weights"]:
-            path = find_checkpoint(options["weights"], Path(), "--model.weights")
-            state, trained = read_weights(path, "--model.weights")
             _log.info(load_state(self.network, state, f"--model.weights {options['weights']}"))
             if trained is not None:
                 self.seen = trained.seen
@@ -224,6 +245,11 @@ class AGRModule(BaseModule):
 
     def on_fit_start(self) -> None:
         options = self.hparams
+        size = self.network.config.image_size
+        if (found := dict(getattr(self.trainer.datamodule, "hparams", {})).get("image_size", size)) != size:  # type: ignore[attr-defined]
+            raise UserError(f"the images are {found} px (image_size of the data module), the network is for {size}.")
+        if not self.trainer.ckpt_path:
+            self.network.calibration.reset()  # that of the initial weights, which change
         if any(isinstance(each, BatchSizeFinder | LearningRateFinder) for each in self.trainer.callbacks):  # type: ignore[attr-defined]
             self.trainer.strategy.setup_optimizers(self.trainer)  # for what they have found
         elif self.trainer.ckpt_path:

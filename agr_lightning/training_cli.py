@@ -32,7 +32,7 @@ from agr_lightning.datamodule import UTKFaceDataModule
 from agr_lightning.inference.parts import unfinished_run
 from agr_lightning.inference.photos import PhotoOptions
 from agr_lightning.messages import PROGRAM, OneLineErrors, UserError, stdout_for
-from agr_lightning.module import AGRModule
+from agr_lightning.module import AGRModule, network_config, read_initial
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class AGRCommandLine(LightningCLI):
                 parser.link_arguments(name, f"data.photos.{name}")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses twice where a checkpoint is named: what it was trained with becomes the defaults."""
+        """Parses twice: what a checkpoint was trained with, or the form of its initial weights, is the defaults."""
         self.config = parser.parse_args([arg for arg in args if not arg.startswith("--print_config")])
         self.root = Path(self.config.trainer.default_root_dir or ".")
         self.trained: TrainedNetwork | None = None
@@ -114,6 +114,8 @@ class AGRCommandLine(LightningCLI):
             if self.trained.exported and self.command == "fit":
                 raise UserError(f"--ckpt_path {self.trained.name} is no run to resume: use --model.weights for it.")
             parser.set_defaults(self._options_of(self.trained, parser))
+        else:
+            parser.set_defaults(self._form())
         self.config = parser.parse_args(args)
         if self.trained is not None:
             self.config.ckpt_path = self.trained.name
@@ -136,6 +138,13 @@ class AGRCommandLine(LightningCLI):
             stored["data.split"] = os.path.relpath(lists)
         known = parser.get_defaults(skip_validation=True)
         return {name: value for name, value in stored.items() if name in known}
+
+    def _form(self) -> dict[str, Any]:
+        """The network that is asked for, or that of the initial weights, as defaults of the options."""
+        options = {**self.config.model.as_dict(), "image_size": None}  # which is an option of the data
+        config = network_config(options, read_initial(options["weights"])[1]).to_dict()
+        size = config.pop("image_size")
+        return {"data.image_size": size, **{f"model.{name}": value for name, value in config.items()}}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what a run folder needs: its logger, its callbacks, and checkpoints that are whole."""

@@ -205,7 +205,7 @@ def test_the_files_of_a_run_come_from_callbacks(run: Run, here: Path) -> None:
 
 
 def test_shipped_weights_predict_in_python(cards: Path) -> None:
-    module = AGRModule(weights="small", backbone="agr_cnn_small", age_loss="dldl", image_size=96, tta_flip=True)
+    module = AGRModule(weights="small")
     image = read_rgb(sorted(cards.iterdir())[0])
     expected = Predictor.load("small")([image])[0]
     found = module(torch.from_numpy(image).permute(2, 0, 1)[None])
