@@ -143,6 +143,5 @@ class BaseModule(lightning.LightningModule):
         self.seen, self.checkpoint_epoch = trained.seen, trained.epoch
         if fitting:
             self._resumed_schedule = checkpoint[KEY].get("schedule", "")
-            checkpoint["state_dict"]["loss.race_weights"] = self.loss.race_weights.clone()  # what the options say now
         else:  # a callback that averages weights would put those of the last step in
             checkpoint.pop("callbacks", None)

@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
@@ -17,13 +16,13 @@ from agr_lightning.base_module import BaseModule, LRSchedulerCallable
 from agr_lightning.checkpoints import TrainedNetwork, find_checkpoint, join_seen, read_weights
 from agr_lightning.data.loading import Batch
 from agr_lightning.distillation import Distillation
-from agr_lightning.labels import MISSING, RACES, TASKS, Task
+from agr_lightning.labels import MISSING, TASKS, Task
 from agr_lightning.messages import UserError
 from agr_lightning.metrics import SCORES, PredictionTable, StageMetrics
 from agr_lightning.models.calibration import fit_calibration
 from agr_lightning.models.config import AgeLossName, AgeReadout, NetworkConfig
 from agr_lightning.models.initial_weights import load_pretrained, load_state
-from agr_lightning.models.losses import JointLoss, LossWeights, Weighting, balanced_weights
+from agr_lightning.models.losses import JointLoss, LossWeights
 from agr_lightning.models.network import AGRNetwork, Predictions
 
 _log = logging.getLogger(__name__)
@@ -73,9 +72,6 @@ class AGRModule(BaseModule):
         tta_flip: in evaluation, average the outputs for an image and its mirror image: better, at twice the time; null
             for false.
         loss_weights: what each task's loss is multiplied by.
-        loss_weighting: fixed weights, or uncertainty: learned ones that start from these.
-        race_class_weights: what the race loss of each class is multiplied by: none, balanced (each class counts the
-            same), or a list of five numbers.
         label_smoothing: share of each gender and race label that is spread over all classes in training.
         teachers: trained networks whose predictions are learned beside the labels (knowledge distillation): each an
             exported file, a checkpoint, a run folder, or a shipped network's name.
@@ -104,8 +100,6 @@ class AGRModule(BaseModule):
         dropout: float | None = None,
         tta_flip: bool | None = None,
         loss_weights: LossWeights = LossWeights(),  # noqa: B008 (frozen)
-        loss_weighting: Weighting = "fixed",
-        race_class_weights: Literal["none", "balanced"] | list[float] = "none",
         label_smoothing: float = 0.0,
         teachers: list[str] = [],  # noqa: B006 (never changed)
         distillation_weight: float = 0.5,
@@ -148,12 +142,8 @@ class AGRModule(BaseModule):
     def configure_losses(self, weights: LossWeights) -> None:
         """Builds the joint loss."""
         options = self.hparams
-        self.loss = JointLoss(
-            options["age_loss"], weights, options["label_smoothing"], options["loss_weighting"], self.tasks
-        )
+        self.loss = JointLoss(options["age_loss"], weights, options["label_smoothing"])
         self.distillation: Distillation | None = None  # its teachers are read when training begins
-        if isinstance(options["race_class_weights"], list):
-            self.loss.weigh_races(options["race_class_weights"])
 
     def configure_metrics(self) -> None:
         """Builds the metrics of each stage, and the table of predictions."""
@@ -213,7 +203,7 @@ class AGRModule(BaseModule):
         metrics.reset()
 
     def setup(self, stage: str) -> None:
-        """Prepares what only training needs: seeds, teachers and class weights."""
+        """Prepares what only training needs: seeds and teachers."""
         if "true" in (precision := str(self.trainer.precision)) and precision != "32-true":
             raise UserError(f"--trainer.precision {precision}: expected 32-true, bf16-mixed or 16-mixed.")
         # What --seed_everything set; noted here because every step sets a seed of its own.
@@ -227,11 +217,7 @@ class AGRModule(BaseModule):
             self.seen = join_seen(self.seen, *(teacher.seen for teacher in self.distillation.trained))
             _log.info(f"learns from {', '.join(self.hparams['teachers'])} beside the labels")
         if self.trainer.datamodule is not None:  # type: ignore[attr-defined]
-            samples = self.trainer.datamodule.samples("train")  # type: ignore[attr-defined]
-            self._check_labels(samples)
-            if "race" in self.tasks and self.hparams["race_class_weights"] == "balanced":
-                races = samples["race"].to_numpy()
-                self.loss.weigh_races(balanced_weights(np.bincount(races[races >= 0], minlength=len(RACES)).tolist()))
+            self._check_labels(self.trainer.datamodule.samples("train"))  # type: ignore[attr-defined]
 
     def _check_labels(self, samples: pd.DataFrame) -> None:
         """Raises UserError for a task that neither labels nor teachers teach."""

@@ -39,7 +39,7 @@ def _softmax(logits: torch.Tensor) -> np.ndarray:
     [("l1", (2 + 0 + 5) / 3), ("mse", (4 + 0 + 25) / 3), ("smooth_l1", (4 / 6 + 0 + 3.5) / 3)],
 )
 def test_losses_of_a_number_follow_their_formula(name: AgeLossName, value: float) -> None:
-    assert AGE_LOSSES[name].function(YEARS, TARGET).item() == pytest.approx(value)
+    assert AGE_LOSSES[name].function(YEARS, TARGET).mean().item() == pytest.approx(value)
 
 
 @pytest.mark.parametrize("target", [TARGET, DECIMAL])
@@ -49,7 +49,7 @@ def test_dldl_is_divergence_from_a_gaussian_and_error_of_the_mean(target: torch.
         g = np.exp(-((BINS - t) ** 2) / 8)
         g /= g.sum()
         expected += (g * (np.log(g + 1e-300) - np.log(row))).sum() + abs((row * BINS).sum() - t)
-    assert dldl_loss(LOGITS, target).item() == pytest.approx(expected / 3, rel=1e-5)
+    assert dldl_loss(LOGITS, target).mean().item() == pytest.approx(expected / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("target", [TARGET, DECIMAL])
@@ -60,7 +60,7 @@ def test_mean_variance_has_its_three_terms(target: torch.Tensor) -> None:
         variance = (row * BINS**2).sum() - mean**2
         entropy = np.interp(t, BINS, -np.log(row))
         expected += entropy + 0.2 * (mean - t) ** 2 / 2 + 0.05 * variance
-    assert mean_variance_loss(LOGITS, target).item() == pytest.approx(expected / 3, rel=1e-5)
+    assert mean_variance_loss(LOGITS, target).mean().item() == pytest.approx(expected / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("target", [TARGET, DECIMAL])
@@ -70,7 +70,7 @@ def test_coral_asks_every_threshold(target: torch.Tensor) -> None:
     for row, t in zip(q, target.tolist(), strict=True):
         passed = np.where(BINS[:-1] == int(t), t % 1, BINS[:-1] < t)
         expected -= (passed * np.log(row) + (1 - passed) * np.log(1 - row)).sum()
-    assert coral_loss(logits, target).item() == pytest.approx(expected / 3, rel=1e-5)
+    assert coral_loss(logits, target).mean().item() == pytest.approx(expected / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", AGE_LOSSES)
@@ -81,7 +81,7 @@ def test_a_decimal_age_is_what_is_learnt(name: AgeLossName, age: float) -> None:
     optimizer = torch.optim.Adam([output], 0.3)
     for _ in range(1000):
         optimizer.zero_grad()
-        AGE_LOSSES[name].function(output, torch.tensor([age])).backward()
+        AGE_LOSSES[name].function(output, torch.tensor([age])).sum().backward()
         optimizer.step()
     # The Gaussian of dldl is cut off at 0 years, and so its mean is above 0.6.
     assert head.years(output).item() == pytest.approx(age, abs=1.2 if (name, age) == ("dldl", 0.6) else 0.11)
@@ -98,7 +98,7 @@ def test_every_loss_teaches_its_head(name: AgeLossName) -> None:
     for _ in range(60):
         outputs = network(images)
         optimizer.zero_grad()
-        loss(outputs["age"], target).backward()
+        loss(outputs["age"], target).mean().backward()
         optimizer.step()
         years = network.read(outputs).age
         assert years is not None
@@ -111,7 +111,7 @@ def test_every_loss_teaches_its_head(name: AgeLossName) -> None:
 def test_the_ends_of_the_scale_have_finite_losses(name: AgeLossName, age: float) -> None:
     logits = torch.full((1, AGES - (name == "coral")), 50.0).requires_grad_()
     loss = AGE_LOSSES[name].function(logits, torch.tensor([age]))
-    loss.backward()
+    loss.sum().backward()
     assert loss.isfinite() and logits.grad is not None and logits.grad.isfinite().all()
 
 

@@ -581,7 +581,7 @@ def test_missing_labels_cost_their_own_task_alone(
 ) -> None:
     _forget(monkeypatch, *TASKS, share=0.4)
     options = ("--data.synthetic", "240", "--data.test_fraction", "0.3", "--model.age_loss", loss)
-    options += ("--model.loss_weighting", "uncertainty", "--data.balance", "age", "--trainer.max_epochs", "1")
+    options += ("--data.balance", "age", "--trainer.max_epochs", "1")
     code, _, err = run("fit", *FAST, *options)
     assert code == 0, err
     results = json.loads((here / "lightning_logs" / "version_0" / "results.json").read_text())

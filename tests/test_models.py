@@ -367,33 +367,6 @@ def test_loss_weights_that_cannot_work(weight: float) -> None:
         LossWeights(gender=weight)
 
 
-def test_uncertainty_starts_from_the_fixed_weights_and_learns() -> None:
-    weights = LossWeights(age=0.25, gender=2.0, race=0.5)
-    loss = JointLoss("l1", weights, weighting="uncertainty")
-    losses: dict[Task, torch.Tensor] = {
-        "age": torch.tensor(6.0),
-        "gender": torch.tensor(0.3),
-        "race": torch.tensor(1.0),
-    }
-    s = {"age": -math.log(0.25), "gender": -math.log(2.0), "race": -math.log(0.5)}
-    expected = 0.25 * 6.0 + 2.0 * 0.3 + 0.5 * 1.0 + sum(s.values()) / 2
-    assert loss.total(losses).item() == pytest.approx(expected)
-    optimizer = torch.optim.Adam(loss.parameters(), 0.05)
-    for _ in range(500):
-        optimizer.zero_grad()
-        loss.total(losses).backward()
-        optimizer.step()
-    # The minimum of exp(-s) L + s / 2 is at exp(-s) = 1 / (2 L).
-    learned = {task: (-value).exp().item() for task, value in loss.log_variance.items()}
-    assert learned == pytest.approx({"age": 1 / 12, "gender": 1 / 0.6, "race": 0.5}, rel=0.02)
-
-
-def test_uncertainty_cannot_learn_from_a_weight_of_zero() -> None:
-    with pytest.raises(UserError, match=r"loss_weights\.race 0 .*--model\.tasks"):
-        JointLoss("l1", LossWeights(race=0), weighting="uncertainty")
-    JointLoss("l1", LossWeights(race=0), weighting="uncertainty", tasks=("age", "gender"))
-
-
 def test_mixed_precision_does_not_coarsen_the_age_loss() -> None:
     logits = torch.full((1, AGES), -50.0)
     logits[0, 80], logits[0, 81] = math.log(0.8), math.log(0.2)
@@ -403,25 +376,6 @@ def test_mixed_precision_does_not_coarsen_the_age_loss() -> None:
         exact = loss({"age": logits}, labels)["age"]
         with torch.autocast("cpu", torch.bfloat16):
             assert loss({"age": logits}, labels)["age"].item() == pytest.approx(exact.item(), rel=1e-6), name
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_a_task_without_labels_does_not_change_its_learned_weight(task: Task) -> None:
-    loss = JointLoss("l1", LossWeights(), weighting="uncertainty")
-    outputs: dict[Task, torch.Tensor] = {"age": YEARS.clone().requires_grad_(), "race": torch.randn(3, 5)}
-    outputs["gender"] = torch.randn(3, 2)
-    labels = _labels([1, 2, 3])
-    labels[task] = torch.full_like(labels[task], MISSING)
-    loss.total(loss(outputs, labels)).backward()
-    assert {each for each, learned in loss.log_variance.items() if learned.grad.item() != 0} == {*TASKS} - {task}
-
-
-def test_race_weights_multiply_each_sample_by_its_label() -> None:
-    loss = JointLoss("l1", LossWeights(), label_smoothing=0.1)
-    race, labels = torch.randn(3, 5), _labels([1, 4, MISSING])
-    loss.race_weights.copy_(torch.tensor([1.0, 3.0, 1.0, 1.0, 0.5]))
-    each = F.cross_entropy(race[:2], torch.tensor([1, 4]), reduction="none", label_smoothing=0.1)
-    assert loss({"race": race}, labels)["race"].item() == pytest.approx(((3 * each[0] + 0.5 * each[1]) / 2).item())
 
 
 def test_balanced_weights_let_each_class_count_the_same() -> None:

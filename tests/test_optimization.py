@@ -72,10 +72,8 @@ def test_random_weights_are_not_frozen(run: Run, here: Path) -> None:
 # ---------------------------------------------------------------------- averaged weights
 
 
-@pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
-def test_averaged_weights_are_measured_saved_and_tested(run: Run, here: Path, weighting: str) -> None:
+def test_averaged_weights_are_measured_saved_and_tested(run: Run, here: Path) -> None:
     options = ("--trainer.callbacks", "EMAWeightAveraging", "--trainer.callbacks.decay", "0.9")
-    options += ("--model.loss_weighting", weighting, "--test_after_fit", "true" if weighting == "fixed" else "false")
     code, _, err = run("fit", *FAST, "--data.synthetic", "120", "--trainer.max_epochs", "2", *options)
     assert code == 0, err
     best = _checkpoint("best")
@@ -83,15 +81,12 @@ def test_averaged_weights_are_measured_saved_and_tested(run: Run, here: Path, we
     assert isinstance(averaged, dict) and isinstance(current, dict)
     assert not torch.equal(averaged["network.heads.age.weight"], current["network.heads.age.weight"])
     assert run("validate", *FAST, "--ckpt_path", "best")[0] == 0
-    # Learned loss weights are averaged in the checkpoint alone, not in what is logged meanwhile.
-    close = 1e-5 if weighting == "fixed" else 0.5
     logged = _curve("val/loss", VERSION)
-    assert _curve("val/loss", Path("lightning_logs/version_1"))[0] == pytest.approx(min(logged), abs=close)
-    if weighting == "fixed":
-        results = json.loads((VERSION / "results.json").read_text())
-        assert run("test", *FAST, "--ckpt_path", "best")[0] == 0
-        again = json.loads(Path("lightning_logs/version_2/results.json").read_text())
-        assert again["metrics"] == results["metrics"]
+    assert _curve("val/loss", Path("lightning_logs/version_1"))[0] == pytest.approx(min(logged), abs=1e-5)
+    results = json.loads((VERSION / "results.json").read_text())
+    assert run("test", *FAST, "--ckpt_path", "best")[0] == 0
+    again = json.loads(Path("lightning_logs/version_2/results.json").read_text())
+    assert again["metrics"] == results["metrics"]
 
 
 # ---------------------------------------------------------------------- optimizers and schedules
@@ -192,15 +187,6 @@ def test_a_resumed_run_does_not_need_its_initial_weights(run: Run, here: Path, s
     assert code == 0, err
 
 
-def test_the_options_of_a_resumed_run_weigh_the_races(run: Run, here: Path) -> None:
-    options = ("--trainer.max_epochs", "2", *EVERY_EPOCH, "--model.race_class_weights")
-    assert run("fit", *SMALL, *options, "[1, 1, 1, 1, 1]")[0] == 0
-    code, _, err = run("fit", *SMALL, *options, "[1, 2, 3, 4, 5]", "--ckpt_path", f"{VERSION}/checkpoints/epoch=0.ckpt")
-    assert code == 0, err
-    state = _checkpoint("last")["state_dict"]
-    assert isinstance(state, dict) and state["loss.race_weights"].tolist() == [1, 2, 3, 4, 5]
-
-
 def test_the_learning_rate_is_that_of_any_optimizer(run: Run, here: Path) -> None:
     options = ("--model.optimizer", "SGD", "--model.learning_rate", "0.02", "--model.weight_decay", "0.1")
     code, _, err = run("fit", *SMALL, *options, "--trainer.max_steps", "12", "--trainer.log_every_n_steps", "1")
@@ -218,13 +204,10 @@ def test_the_learning_rate_is_that_of_any_optimizer(run: Run, here: Path) -> Non
         (("--model.optimizer", "LBFGS"), "LBFGS doesn't support per-parameter options"),
         (("--model.optimizer", "SGD", "--model.optimizer.lr", "-1"), "Invalid learning rate"),
         (("--model.lr_scheduler", "OneCycleLR", "--model.lr_scheduler.max_lr", "1"), "You must define either"),
-        (("--model.race_class_weights", "[0, 0, 0, 0, 0]"), "not all 0"),
         (("--model.optimizer", "SGD", "--model.optimizer.momentm", "1"), "momentm"),
         (("--model.lr_scheduler", "ReduceLROnPlateau"), "Give the full class path"),
         (("--model.backbone_learning_rate", "0"), "--model.backbone_learning_rate 0.0 must be above 0"),
-        (("--model.race_class_weights", "[1, 2]"), "expected none, balanced, or 5 numbers"),
         (("--model.age_readout", "median"), "is for distributions"),
-        (("--model.loss_weighting", "uncertainty", "--model.loss_weights.age", "0"), "--model.loss_weights.age 0"),
         (("--model.label_smoothing", "1"), "--model.label_smoothing 1.0"),
         (("--trainer.check_val_every_n_epoch", "0"), "error: "),
     ],
@@ -232,27 +215,3 @@ def test_the_learning_rate_is_that_of_any_optimizer(run: Run, here: Path) -> Non
 def test_a_mistake_is_one_line(run: Run, here: Path, options: tuple[str, ...], message: str) -> None:
     code, _, err = run("fit", *SMALL, *options)
     assert code != 0 and message in err and len(err.strip().splitlines()) == 1
-
-
-def test_balanced_race_weights_come_from_the_training_images(run: Run, here: Path) -> None:
-    code, _, err = run("fit", *SMALL, "--trainer.max_epochs", "1", "--model.race_class_weights", "balanced")
-    assert code == 0, err
-    names = (VERSION / "splits" / "train.txt").read_text().split()
-    races = [int(name.split("_")[2]) for name in names]
-    state = _checkpoint("best")["state_dict"]
-    assert isinstance(state, dict)
-    expected = [len(races) / (5 * races.count(race)) for race in range(5)]
-    assert state["loss.race_weights"].tolist() == pytest.approx(expected, rel=1e-5)
-
-
-def test_uncertainty_is_learned_and_kept(run: Run, here: Path) -> None:
-    options = ("--model.loss_weighting", "uncertainty", "--model.age_loss", "coral", "--model.age_readout", "median")
-    code, _, err = run("fit", *SMALL, "--trainer.max_epochs", "2", *options)
-    assert code == 0, err
-    state = _checkpoint("best")["state_dict"]
-    assert isinstance(state, dict)
-    assert state["loss.log_variance.age"].item() != pytest.approx(2.302585, abs=1e-4)
-    # What is logged in validation is what a reloaded checkpoint finds.
-    assert run("validate", *FAST, "--ckpt_path", "best")[0] == 0
-    again = _curve("val/loss", Path("lightning_logs/version_1"))
-    assert again[0] == pytest.approx(min(_curve("val/loss")), abs=1e-5)

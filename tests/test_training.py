@@ -179,11 +179,9 @@ def test_a_killed_run_resumes_as_if_never_killed(
 
 
 @pytest.mark.parametrize("every", [None, 7])
-def test_averaged_weights_a_learned_weighting_and_a_frozen_backbone_resume_as_well(
-    tmp_path: Path, every: int | None
-) -> None:
+def test_averaged_weights_and_a_frozen_backbone_resume_as_well(tmp_path: Path, every: int | None) -> None:
     torch.save(AGRModule().network.state_dict(), tmp_path / "start.pth")
-    options = {"weights": str(tmp_path / "start.pth"), "freeze_epochs": 3, "loss_weighting": "uncertainty"}
+    options = {"weights": str(tmp_path / "start.pth"), "freeze_epochs": 3}
     whole = _weights(_fit(tmp_path / "whole", 0, averaged=True, **options))
     _fit(tmp_path / "killed", 0, stop=15, every=every, averaged=True, **options)
     resumed = _fit(tmp_path / "resumed", 0, resume=tmp_path / "killed" / "last.ckpt", averaged=True, **options)

@@ -109,7 +109,7 @@ def read_out(survival: Tensor, readout: AgeReadout | None) -> Tensor:
 
 
 def dldl_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Label distribution learning: ``mean(KL(g || p) + |m - t|)``.
+    """Label distribution learning: ``KL(g || p) + |m - t|``, ``(batch,)``.
 
     ``p`` is the softmax, ``m`` its mean and ``g`` a Gaussian around the label with a spread of 2 years, renormalised
     over the ages that exist.
@@ -117,12 +117,12 @@ def dldl_loss(logits: Tensor, target: Tensor) -> Tensor:
     """
     ages = torch.arange(AGES, device=logits.device)
     gaussian = (-((ages - target[:, None]) ** 2) / (2 * 2**2)).softmax(1)
-    divergence = F.kl_div(logits.log_softmax(1), gaussian, reduction="batchmean")
-    return divergence + F.l1_loss(logits.softmax(1) @ ages.float(), target)
+    divergence = F.kl_div(logits.log_softmax(1), gaussian, reduction="none").sum(1)
+    return divergence + (logits.softmax(1) @ ages.float() - target).abs()
 
 
 def mean_variance_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy, error of the mean, and spread: ``mean(-log p_t + 0.1 (m - t)^2 + 0.05 v)``.
+    """Cross-entropy, error of the mean, and spread: ``-log p_t + 0.1 (m - t)^2 + 0.05 v``, ``(batch,)``.
 
     ``m`` and ``v`` are mean and variance of the softmax ``p``; of a decimal age t both years beside it have a part.
     Source: Pan et al., "Mean-Variance Loss for Deep Age Estimation from a Face", CVPR 2018, equation 6 with
@@ -132,35 +132,35 @@ def mean_variance_loss(logits: Tensor, target: Tensor) -> Tensor:
     probabilities = logits.softmax(1)
     mean = probabilities @ ages
     variance = (probabilities * (ages - mean[:, None]) ** 2).sum(1)
-    entropy = F.cross_entropy(logits, (1 - (ages - target[:, None]).abs()).clamp(min=0))
-    return entropy + 0.1 * F.mse_loss(mean, target) + 0.05 * variance.mean()
+    entropy = F.cross_entropy(logits, (1 - (ages - target[:, None]).abs()).clamp(min=0), reduction="none")
+    return entropy + 0.1 * (mean - target) ** 2 + 0.05 * variance
 
 
 def coral_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy of all thresholds: ``mean(-sum_k p_k log q_k + (1 - p_k) log(1 - q_k))``.
+    """Binary cross-entropy of all thresholds: ``-sum_k p_k log q_k + (1 - p_k) log(1 - q_k)``, ``(batch,)``.
 
     ``q_k`` is the predicted ``P(age > k)`` and ``p_k`` is 1 for a label above k, else 0; a decimal age passes its last
     threshold in part, so that the ``p_k`` add up to it. Source: Cao, Mirjalili and Raschka, 2020 (CORAL), equation 4,
     with all weights 1.
     """
     passed = (target[:, None] - torch.arange(AGES - 1, device=logits.device)).clamp(0, 1)
-    return F.binary_cross_entropy_with_logits(logits, passed, reduction="sum") / len(target)
+    return F.binary_cross_entropy_with_logits(logits, passed, reduction="none").sum(1)
 
 
 class AgeLoss(NamedTuple):
-    """The mean loss of a head's output for labels in years, ``(batch,)``; and the head, of features and a read-out."""
+    """The loss of a head's output for labels in years, ``(batch,)`` each; and the head, of features and a read-out."""
 
     function: Callable[[Tensor, Tensor], Tensor]
     head: Callable[[int, AgeReadout | None], nn.Module]
 
 
 AGE_LOSSES: dict[AgeLossName, AgeLoss] = {
-    # mean(|y - t|), in years: the reported metric itself.
-    "l1": AgeLoss(F.l1_loss, AgeRegression),
-    # mean((y - t)^2), in years squared; weigh it by about 0.01.
-    "mse": AgeLoss(F.mse_loss, AgeRegression),
-    # mean(d^2 / 6 if |d| < 3 else |d| - 1.5) with d = y - t (Girshick, "Fast R-CNN", ICCV 2015, equation 3).
-    "smooth_l1": AgeLoss(partial(F.smooth_l1_loss, beta=3.0), AgeRegression),
+    # |y - t|, in years: the reported metric itself.
+    "l1": AgeLoss(partial(F.l1_loss, reduction="none"), AgeRegression),
+    # (y - t)^2, in years squared; weigh it by about 0.01.
+    "mse": AgeLoss(partial(F.mse_loss, reduction="none"), AgeRegression),
+    # d^2 / 6 if |d| < 3 else |d| - 1.5 with d = y - t (Girshick, "Fast R-CNN", ICCV 2015, equation 3).
+    "smooth_l1": AgeLoss(partial(F.smooth_l1_loss, beta=3.0, reduction="none"), AgeRegression),
     "dldl": AgeLoss(dldl_loss, AgeDistribution),
     "mean_variance": AgeLoss(mean_variance_loss, AgeDistribution),
     "coral": AgeLoss(coral_loss, AgeOrdinal),
