@@ -4,6 +4,7 @@ import logging
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from agr_lightning.callbacks import (
     training_callbacks,
 )
 from agr_lightning.checkpoints import TrainedNetwork, load_trained
+from agr_lightning.data.tables import LabelOptions
 from agr_lightning.datamodule import UTKFaceDataModule
 from agr_lightning.inference.parts import unfinished_run
 from agr_lightning.inference.photos import PhotoOptions
@@ -130,6 +132,9 @@ class AGRCommandLine(LightningCLI):
             stored |= {f"model.loss_weights.{task}": weight for task, weight in weights.items()}
         if self.config.data.root is not None:
             stored.pop("data.synthetic", None)
+        if self.config.data.test_root or self.config.data.root not in (None, stored.get("data.root")):
+            for each in fields(LabelOptions):  # a table is of one folder
+                stored.pop(f"data.{each.name}", None)
         if self.config.data.synthetic:
             stored.pop("data.root", None)
         lists = trained.path.resolve().parents[1] / files.SPLITS_FOLDER

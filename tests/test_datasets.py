@@ -1,6 +1,7 @@
 """The shipped network on miniatures of known data sets, in their formats, by the configs that are shipped."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from agr_lightning.data.cards import draw_cards
 from agr_lightning.data.index import build_index
+from agr_lightning.data.splits import SPLITS
 from agr_lightning.data.tables import LabelOptions
 from tests import miniatures
 from tests.conftest import FAST, save_noise
@@ -60,3 +63,30 @@ def test_the_shipped_network_is_measured_on(run: Callable[..., tuple[int, str, s
     given = {name: value for name, value in yaml.safe_load(config.read_text())["data"].items() if name in known}
     samples = build_index(".", options=LabelOptions(**given)).samples
     assert list(samples[["age", "gender", "race"]].itertuples(index=False, name=None)) == expected
+
+
+def test_a_table_is_of_one_folder(run: Callable[..., tuple[int, str, str]], here: Path) -> None:
+    """A run on a table is tested on its own images by that table, on others without it, and goes on with it."""
+    cards = sorted(draw_cards(80, 7).iterdir())
+    rows = ["picture,years,sex,who,split"]
+    for number, card in enumerate(cards):
+        (here / "own").mkdir(exist_ok=True)
+        shutil.copy(card, here / "own" / f"{number}.jpg")
+        age, gender, _ = card.name.split("_", 2)
+        split = "" if number < 3 else "test" if number > 60 else "train"
+        rows.append(f"{number}.jpg,{'' if number % 5 == 0 else age},{'fm'[gender == '0']},p{number // 2},{split}")
+    (here / "own" / "labels.csv").write_text("\n".join(rows))
+    table = ("--data.labels", "labels.csv", "--data.columns", "{file: picture, age: years, gender: sex}")
+    options = ("--data.root", "own", *table, "--data.group", "who", "--model.tasks", "[age, gender]")
+    code, out, err = run("fit", *FAST, *options, "--trainer.max_epochs", "1")
+    assert code == 0 and "3 images left out, for which the table of labels has no split" in out, err
+    lists = {name: (here / "lightning_logs/version_0/splits" / f"{name}.txt").read_text().split() for name in SPLITS}
+    persons = {name: {int(file[:-4]) // 2 for file in files} for name, files in lists.items()}
+    assert len(lists["test"]) == 19 and not persons["train"] & persons["val"] and lists["val"]
+    assert run("test", *FAST, "--ckpt_path", "best")[0] == 0
+    results = [json.loads((here / f"lightning_logs/version_{n}/results.json").read_text()) for n in (0, 1)]
+    assert results[0]["metrics"] == results[1]["metrics"] and results[0]["n"] > 15  # cards look alike
+    code, _, err = run("test", *FAST, "--ckpt_path", "best", "--data.test_root", str(draw_cards(30, 8)))
+    assert code == 0, err
+    code, _, err = run("fit", "--config", "lightning_logs/version_0/config.yaml", "--trainer.max_epochs", "2")
+    assert code == 0, err

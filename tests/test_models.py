@@ -23,7 +23,7 @@ from agr_lightning.models.age import AGES
 from agr_lightning.models.backbones import OURS, TORCHVISION, TwoBranchCNN, build_backbone
 from agr_lightning.models.config import AgeLossName, NetworkConfig
 from agr_lightning.models.initial_weights import load_pretrained, load_state
-from agr_lightning.models.losses import JointLoss, LossWeights, balanced_weights
+from agr_lightning.models.losses import JointLoss, LossWeights
 from agr_lightning.models.network import AGRNetwork
 
 IMAGES = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -376,13 +376,6 @@ def test_mixed_precision_does_not_coarsen_the_age_loss() -> None:
         exact = loss({"age": logits}, labels)["age"]
         with torch.autocast("cpu", torch.bfloat16):
             assert loss({"age": logits}, labels)["age"].item() == pytest.approx(exact.item(), rel=1e-6), name
-
-
-def test_balanced_weights_let_each_class_count_the_same() -> None:
-    counts = [100, 50, 0, 25, 25]
-    weights = balanced_weights(counts)
-    totals = {round(n * w, 9) for n, w in zip(counts, weights, strict=True) if n}
-    assert totals == {50.0} and sum(n * w for n, w in zip(counts, weights, strict=True)) == pytest.approx(200)
 
 
 # ---------------------------------------------------------------------- initial weights
