@@ -104,7 +104,7 @@ def _age_scatter(table: DataFrame) -> Figure:
 
 
 def _age_error(table: DataFrame) -> Figure:
-    bands = Series(error(table)).groupby(table["age"].map(age_band).to_numpy())
+    bands = (table["predicted_age"] - table["age"]).groupby(table["age"].map(age_band))
     figure, (axes,) = draw_panels(6.4, 4.3)
     axes.axhline(0, color=QUIET, linewidth=1)
     labels = [f"{AGE_BANDS[band]}\nn={len(errors):,}" for band, errors in bands]
