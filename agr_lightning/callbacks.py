@@ -64,9 +64,9 @@ def training_callbacks(logger: bool = True) -> list[Callback]:
         logger: whether the Trainer has one, without which nothing but checkpoints is kept.
     """
     # Two, since `save_last` of the first would save nothing after epochs that are not the best so far.
-    best = RunCheckpoint(monitor="val/loss", filename=files.BEST)
-    last = RunCheckpoint(filename=files.LAST, save_on_train_epoch_end=True)
-    logged = [LearningRateMonitor("step"), SplitWriter(), ResultsWriter(), CurveWriter()] if logger else []
+    best = RunCheckpoint(monitor="val/loss", filename=files.BEST, enable_version_counter=False)
+    last = RunCheckpoint(filename=files.LAST, save_on_train_epoch_end=True, enable_version_counter=False)
+    logged = [LearningRateMonitor("step"), TrainingWriter(), ResultsWriter()] if logger else []
     return [best, last, *logged]
 
 
@@ -83,10 +83,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """A checkpoint of one name in the run folder; ``options`` are those of Lightning's ``ModelCheckpoint``."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(enable_version_counter=False, **options)
+    """A checkpoint of one name in the run folder."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = run_folder(trainer)
@@ -134,18 +131,14 @@ def _known_options(trainer: Trainer, module: LightningModule) -> str:
     return yaml.safe_dump(options, sort_keys=False)
 
 
-class SplitWriter(Callback):
-    """Writes ``splits/train.txt``, ``val.txt`` and ``test.txt`` when training starts."""
+class TrainingWriter(Callback):
+    """Writes ``splits/`` when training starts, and what TensorBoard has of its curves when it ends."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = run_folder(trainer)
         if folder is not None and trainer.is_global_zero:
             samples = trainer.datamodule.samples  # type: ignore[attr-defined]
             write_split({split: samples(split) for split in SPLITS}, folder / files.SPLITS_FOLDER)
-
-
-class CurveWriter(Callback):
-    """Draws what a run has logged to TensorBoard when its training ends, earlier parts of a resumed run too."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = run_folder(trainer)
@@ -165,21 +158,20 @@ class ResultsWriter(Callback):
 
     def __init__(self) -> None:
         # Not Lightning's Timer, beside which --trainer.max_time would do nothing.
-        self._seconds_before = 0.0
+        self._seconds: float | None = None  # of training, in earlier parts of a resumed run too
         self._started: float | None = None
-        self._training_seconds: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._started = time.monotonic() - self._seconds_before
+        self._started = time.monotonic() - (self._seconds or 0)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._training_seconds = self.state_dict()["training_seconds"]
+        self._seconds = self.state_dict()["training_seconds"]
 
     def state_dict(self) -> dict[str, Any]:
         return {"training_seconds": 0.0 if self._started is None else time.monotonic() - self._started}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._seconds_before = state_dict["training_seconds"]
+        self._seconds = state_dict["training_seconds"]
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, AGRModule)
@@ -212,21 +204,18 @@ class ResultsWriter(Callback):
             "temperatures": {"gender": float(fitted.gender_temperature), "race": float(fitted.race_temperature)},
             "adult_threshold": None if fitted.adult_threshold.isnan() else float(fitted.adult_threshold),
             "under_18": {"slope": float(fitted.under_18_slope), "intercept": float(fitted.under_18_intercept)},
-            "training_seconds": self._training_seconds,
+            "training_seconds": self._seconds,
         }
 
 
 def _save_figures(trainer: Trainer, folder: Path, figures: dict[str, Any], stage: str) -> None:
-    """Writes matplotlib's figures as PNG files, and shows them in TensorBoard; draws each once, which takes longest."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
+    """Writes matplotlib's figures as PNG files, and shows these in TensorBoard: to draw takes longer than to read."""
     (folder / files.FIGURES_FOLDER).mkdir(exist_ok=True)
     for name, figure in figures.items():
-        canvas: Any = FigureCanvasAgg(figure)
-        canvas.draw()
-        pixels = np.asarray(canvas.buffer_rgba())[:, :, :3]
-        with files.atomic_write(folder / files.FIGURES_FOLDER / f"{name}.png") as file:
-            Image.fromarray(pixels).save(file, "PNG")
+        path = folder / files.FIGURES_FOLDER / f"{name}.png"
+        with files.atomic_write(path) as file:
+            figure.savefig(file)
+        pixels = np.asarray(Image.open(path).convert("RGB"))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(f"{stage}/{name}", pixels, trainer.global_step, dataformats="HWC")
