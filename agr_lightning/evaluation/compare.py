@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from pandas import DataFrame, concat, notna
+from pandas import DataFrame, concat
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from agr_lightning.evaluation.figures import as_errors, draw_panels
 from agr_lightning.evaluation.metric_table import RANKED, Metric
+from agr_lightning.evaluation.report import fill
 from agr_lightning.evaluation.results import SMALLEST_GROUP
 from agr_lightning.files import RESULTS_FILE, atomic_text, atomic_write, not_ours, read_results, run_name, user_path
 from agr_lightning.labels import TASKS
@@ -46,7 +47,9 @@ def compare(runs: list[str], output: str | None = None) -> str:
     table = table.merge(costs, on="config").drop(columns="config")
     by, ascending = [metric.name for metric in RANKED], [metric.worst == "highest" for metric in RANKED]
     test_sets = [rows.sort_values(by, ascending=ascending) for _, rows in table.groupby("test_set", sort=False)]
-    text = "\n\n".join(map(_markdown, test_sets)) + "\n"
+    content = {"metrics": RANKED, "smallest_group": SMALLEST_GROUP, "batch": _BATCH}
+    known = [rows.astype(object).where(rows.notna(), None).to_dict("records") for rows in test_sets]
+    text = fill("comparison.md", content | {"test_sets": known})
     if folder is not None:
         rows = concat(test_sets).round({"weights_mb": 3, "latency_ms": 3, "images_per_second": 1})
         atomic_text(folder / "comparison.md", text)
@@ -78,34 +81,6 @@ def _read(run: str) -> dict[str, Any]:
 def _columns(metric: Metric) -> list[str]:
     """The columns of a metric's value, the ends of its interval, its worst group, and its value there."""
     return [f"{metric.name}{end}" for end in ("", "_low", "_high", "_worst_group", "_worst")]
-
-
-def _markdown(rows: DataFrame) -> str:
-    heads = [f"{metric.label}, years" if metric.unit == "years" else metric.task for metric in RANKED]
-    costs = "parameters, M | multiply-adds, M | weights, MB | ms an image | images/s"
-    lines = [
-        f"Test set `{rows['test_set'].iloc[0]}`, {rows['n'].iloc[0]:,} images; 95 % intervals; worst groups of at "
-        f"least {SMALLEST_GROUP} images; time on one core, of one image and in batches of {_BATCH}.\n",
-        f"| run | network | px | {' | '.join(heads)} | worst groups | {costs} |",
-        "|---" * (9 + len(heads)) + "|",
-    ]
-    for row in rows.to_dict("records"):
-        cells, worst = [row["run"], row["name"], str(row["image_size"])], []
-        for metric in RANKED:
-            value, low, high, group, there = (row[column] for column in _columns(metric))
-            cells.append(_text(metric, value, low, high))
-            if notna(there):
-                worst.append(f"{metric.task} {group}: {_text(metric, there)}")
-        cells += [", ".join(worst), f"{row['parameters'] / 1e6:.2f}", f"{row['multiply_adds'] / 1e6:,.0f}"]
-        cells += [f"{row['weights_mb']:.1f}", f"{row['latency_ms']:.1f}", f"{row['images_per_second']:,.0f}"]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
-
-
-def _text(metric: Metric, value: float, *interval: float) -> str:
-    """Without the years, which the column's head has."""
-    text = metric.text(value if notna(value) else None, [end for end in interval if notna(end)])
-    return text.replace(" years", "")
 
 
 def measure_costs(networks: Sequence[AGRNetwork]) -> DataFrame:

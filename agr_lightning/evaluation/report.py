@@ -48,7 +48,7 @@ def report(run: str, no_faces: bool = False) -> str:
             "figures": _figures(folder, trained if images else folder),
             "faces": not no_faces,
         }
-        texts = {file: _fill(file, content) for file in (files.REPORT_FILE, files.CARD_FILE)}
+        texts = {file: fill(file, content) for file in (files.REPORT_FILE, files.CARD_FILE)}
     except (jinja2.UndefinedError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise files.not_ours(folder / files.RESULTS_FILE) from None
     for file, text in texts.items():
@@ -56,7 +56,8 @@ def report(run: str, no_faces: bool = False) -> str:
     return "\n".join(str(folder / file) for file in texts)
 
 
-def _fill(template: str, content: dict[str, Any]) -> str:
+def fill(template: str, content: dict[str, Any]) -> str:
+    """What a template makes of a content: .html, or .md."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("agr_lightning.evaluation"),
         undefined=jinja2.StrictUndefined,
