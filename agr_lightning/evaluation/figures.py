@@ -27,10 +27,6 @@ _STYLE: Any = {"font.size": 10, "image.cmap": "cividis", "axes.spines.top": Fals
 _STYLE |= {f"boxplot.{part}props.color": INK for part in ("box", "whisker", "cap")}
 _STYLE |= {"axes.titlesize": 11, "boxplot.medianprops.color": ACCENT, "boxplot.medianprops.linewidth": 2}
 
-# The panels of the reliability figure: columns of the bins in results.json, and labels of the axes.
-_OF_CLASS = ("confidence", "accuracy", "probability of the predicted class", "share that is right")
-_OF_MINORS = ("probability", "minors", "probability of being under 18", "share that is under 18")
-
 _LINES, _COLUMNS = 4, 8  # of the grids of faces
 _FAR_OFF = 10  # years of error, from which a caption is red
 
@@ -135,14 +131,15 @@ def _reliability(results: Mapping[str, Any]) -> Figure:
     measured = {name: found for name, found in results["calibration"].items() if found}
     figure, panels = draw_panels(4.4, 4.1, len(measured))
     for (name, found), axes in zip(measured.items(), panels, strict=True):
-        bins, (sure, right, xlabel, ylabel) = DataFrame(found["bins"]), _OF_MINORS if name == "under_18" else _OF_CLASS
-        x, y, n = (bins[column].to_numpy() for column in (sure, right, "n"))
+        x, y, n = DataFrame(found["bins"]).to_numpy().T
+        what, of = ("of the predicted class", "right") if name in CLASSES else ("of being under 18", "under 18")
         distance = next(value for metric, value in results["metrics"].items() if metric.endswith(f"{name}_ece"))
         axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, label="as sure as right")
         axes.vlines(x, *zip(*map(wilson, y, n), strict=True), color=INK, linewidth=1)
         axes.scatter(x, y, s=12 + 180 * n / n.sum(), color=ACCENT, zorder=3, label="images (area: how many)")
         least = 1 / len(CLASSES[name]) if name in CLASSES else 0
-        axes.set(xlim=(least - 0.02, 1.02), ylim=(-0.02, 1.02), xlabel=xlabel, ylabel=ylabel)
+        axes.set(xlim=(least - 0.02, 1.02), ylim=(-0.02, 1.02))
+        axes.set(xlabel=f"probability {what}", ylabel=f"share that is {of}")
         axes.legend(loc="upper left", frameon=False, fontsize=8, markerscale=0.5)
         axes.set_title(f"{name.replace('_', ' ').capitalize()}: calibration error {distance:.1%}")
     return figure

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ Entry = dict[str, Any]  # in results.json
 
 # Attribute and value; of two attributes "attribute x attribute" and "value x value".
 Group = tuple[str, str]
-_ALL: Group = ("", "")
+_ALL: Group = ("", "")  # of the whole table
 
 
 def make_results(table: DataFrame, samples: DataFrame, facts: Mapping[str, Any]) -> Entry:
@@ -49,16 +49,19 @@ def make_results(table: DataFrame, samples: DataFrame, facts: Mapping[str, Any])
     photos = chosen["group"].to_numpy()
     weights = resample(photos)
     estimates = {
-        (group, metric.name): _estimate(metric, columns[metric][rows], weights[rows], photos[rows], group == _ALL)
+        group: {
+            metric.name: _estimate(metric, columns[metric][rows], weights[rows], photos[rows], group == _ALL)
+            for metric in (METRICS.values() if group == _ALL else BY_GROUP)
+        }
         for group, rows in groups.items()
-        for metric in (METRICS.values() if group == _ALL else BY_GROUP)
     }
-    metrics = _values(estimates, _ALL, METRICS.values())
-    entries = [
-        {"attribute": group[0], "value": group[1], "n": len(rows), **_values(estimates, group, BY_GROUP)}
-        for group, rows in groups.items()
-        if group != _ALL
-    ]
+    whole, *entries = (
+        {"attribute": group[0], "value": group[1], "n": len(groups[group])}
+        | {name: estimate.value for name, estimate in found.items()}
+        | {"intervals": {name: estimate.interval for name, estimate in found.items()}}
+        for group, found in estimates.items()
+    )
+    metrics = {name: whole[name] for name in (*METRICS, "intervals")}
     network = facts["network"]
     return {
         "n": len(table),
@@ -66,7 +69,7 @@ def make_results(table: DataFrame, samples: DataFrame, facts: Mapping[str, Any])
         "reasons": {name: METRICS[name].reason(network["tasks"], table) for name in METRICS if metrics[name] is None},
         "classes": {task: _classes(table, task) for task in CLASSES},
         "calibration": dict(_calibration(table, facts)),
-        "age_interval": _age_interval(table, estimates[_ALL, "age_coverage"]),
+        "age_interval": _age_interval(table, estimates[_ALL]["age_coverage"]),
         "minors": _minors(table, facts["adult_threshold"]),
         "smallest_group": SMALLEST_GROUP,
         "groups": entries,
@@ -94,7 +97,7 @@ class Estimate(NamedTuple):
     n: int
 
 
-Estimates = Mapping[tuple[Group, str], Estimate]
+Estimates = Mapping[Group, Mapping[str, Estimate]]
 
 
 def _estimate(metric: Metric, values: Values, weights: Values, photos: NDArray[np.int64], whole: bool) -> Estimate:
@@ -118,13 +121,6 @@ def _estimate(metric: Metric, values: Values, weights: Values, photos: NDArray[n
     return Estimate(value, bounds, draws, int(known.any(1).sum()))
 
 
-def _values(estimates: Estimates, group: Group, metrics: Iterable[Metric]) -> Entry:
-    """Metrics of a group with their intervals."""
-    found = {metric.name: estimates[group, metric.name] for metric in metrics}
-    intervals = {name: estimate.interval for name, estimate in found.items()}
-    return {name: estimate.value for name, estimate in found.items()} | {"intervals": intervals}
-
-
 def _find_groups(table: DataFrame) -> Iterator[tuple[Group, NDArray[np.int64]]]:
     """Every group that has images and, of two attributes, enough of them; and its rows."""
     codes = {"gender": table["gender"], "race": table["race"], "age_band": table["age"].map(age_band)}
@@ -138,7 +134,7 @@ def _find_groups(table: DataFrame) -> Iterator[tuple[Group, NDArray[np.int64]]]:
 
 def _ranked(entries: Sequence[Entry], metric: Metric, estimates: Estimates) -> list[Entry]:
     """The groups in which enough images have the label, the best first."""
-    large = [each for each in entries if estimates[(each["attribute"], each["value"]), metric.name].n >= SMALLEST_GROUP]
+    large = [each for each in entries if estimates[each["attribute"], each["value"]][metric.name].n >= SMALLEST_GROUP]
     return sorted(large, key=lambda entry: float(entry[metric.name]), reverse=metric.worst == "lowest")
 
 
@@ -161,7 +157,7 @@ def _gaps(entries: Sequence[Entry], metric: Metric, estimates: Estimates) -> Ite
             continue
         best, worst = ranked[0], ranked[-1]
         high, low = (worst, best) if metric.worst == "highest" else (best, worst)
-        draws = [estimates[(attribute, group["value"]), metric.name].draws for group in (high, low)]
+        draws = [estimates[attribute, group["value"]][metric.name].draws for group in (high, low)]
         gap = {"metric": metric.name, "attribute": attribute, "best": best["value"], "worst": worst["value"]}
         yield gap | {"gap": high[metric.name] - low[metric.name], "interval": percentiles(draws[0] - draws[1])}
 
@@ -211,16 +207,17 @@ def _minors(table: DataFrame, careful: float | None) -> Entry | None:
     if table.empty:
         return None
     minor = table["age"] < ADULT
-    points: Entry = {"default": None, "careful": None}
+    found: Entry = {"age": ADULT, "minors": int(minor.sum()), "adults": int((~minor).sum())}
     for name, threshold in (("default", float(ADULT)), ("careful", careful)):
-        if threshold is not None:
-            points[name] = {"threshold": threshold}
-            for share, members in (("recall", minor), ("false_positive_rate", ~minor)):
-                taken = table["predicted_age"][members] < threshold
-                value = float(taken.mean()) if len(taken) else None
-                interval = None if value is None else wilson(value, len(taken))
-                points[name] |= {share: value, f"{share}_interval": interval}
-    return {"age": ADULT, "minors": int(minor.sum()), "adults": int((~minor).sum()), **points}
+        if threshold is None:
+            found[name] = None
+            continue
+        found[name] = {"threshold": threshold}
+        for share, members in (("recall", minor), ("false_positive_rate", ~minor)):
+            taken = table["predicted_age"][members] < threshold
+            value = float(taken.mean()) if len(taken) else None
+            found[name] |= {share: value, f"{share}_interval": None if value is None else wilson(value, len(taken))}
+    return found
 
 
 def _fingerprint(samples: DataFrame) -> str:
@@ -247,10 +244,9 @@ def resample(clusters: ArrayLike) -> NDArray[np.float64]:
 
 def percentiles(found: NDArray[np.float64]) -> Interval | None:
     """The 95 % interval of what was computed in each resample, NaN where it could not be; None if nowhere."""
-    found = found[~np.isnan(found)]
-    if not len(found):
+    if np.isnan(found).all():
         return None
-    low, high = np.quantile(found, [0.025, 0.975]).tolist()
+    low, high = np.nanquantile(found, [0.025, 0.975]).tolist()
     return low, high
 
 
