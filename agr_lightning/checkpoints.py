@@ -132,6 +132,13 @@ def load_trained(named: str | None = None, root: Path = Path(), option: str = "-
     return trained
 
 
+def read_initial(weights: str | None) -> tuple[dict[str, Tensor], TrainedNetwork | None]:
+    """What ``read_weights`` reads of ``--model.weights``; nothing where there are none."""
+    if not weights:
+        return {}, None
+    return read_weights(find_checkpoint(weights, Path(), "--model.weights"), "--model.weights")
+
+
 def read_weights(path: Path, option: str) -> tuple[dict[str, Tensor], TrainedNetwork | None]:
     """Reads tensors by name, and the trained network that they are where the file says so; runs no code in it.
 

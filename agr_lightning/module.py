@@ -1,9 +1,8 @@
 """AGRModule: the network, its losses and metrics, around one step for all stages."""
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, Literal
 
 import pandas as pd
@@ -13,7 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from agr_lightning.base_module import BaseModule, LRSchedulerCallable
-from agr_lightning.checkpoints import TrainedNetwork, find_checkpoint, join_seen, read_weights
+from agr_lightning.checkpoints import join_seen, read_initial
 from agr_lightning.data.loading import Batch
 from agr_lightning.distillation import Distillation
 from agr_lightning.labels import MISSING, TASKS, Task
@@ -30,22 +29,6 @@ _log = logging.getLogger(__name__)
 Stage = Literal["train", "val", "test"]
 
 
-def read_initial(weights: str | None) -> tuple[dict[str, Tensor], TrainedNetwork | None]:
-    """Tensors by name of ``--model.weights``, and the network that they are of where the file says so."""
-    if not weights:
-        return {}, None
-    return read_weights(find_checkpoint(weights, Path(), "--model.weights"), "--model.weights")
-
-
-def network_config(options: Mapping[str, Any], trained: TrainedNetwork | None) -> NetworkConfig:
-    """The network that ``AGRModule``'s options describe; those that are None are as in the trained one, or default."""
-    config = NetworkConfig() if trained is None else trained.config
-    given = {name: options[name] for name in config.to_dict() if options[name] is not None}
-    if given.get("age_loss", config.age_loss) != config.age_loss:
-        config = replace(config, age_readout=None)  # which another head may not have
-    return replace(config, **given)
-
-
 class AGRModule(BaseModule):
     """One network for age, gender and race; options that cannot work raise UserError.
 
@@ -54,23 +37,20 @@ class AGRModule(BaseModule):
 
     Args:
         backbone: name of the shared feature extractor: agr_cnn, agr_cnn_small, plain_cnn, two_branch_cnn, any of
-            torchvision's classification networks, or timm/NAME for any of timm's; null for agr_cnn.
+            torchvision's classification networks, or timm/NAME for any of timm's.
         pretrained: start the backbone from the weights that torchvision or timm has for it.
         weights: initial weights from a file: a checkpoint or exported file of this project, a run folder, agr or
             small for shipped weights, or a state dict of the network or of its backbone; null for random weights.
-            Of a file that describes its network, backbone, age_loss, age_readout, image_size, grayscale, dropout and
-            tta_flip are taken where they are null here.
+            backbone, age_loss, age_readout, image_size, grayscale, dropout and tta_flip are those of the file where
+            they are null here and it describes its network; else agr_cnn, l1, null, 128, false, 0.2 and false.
         tasks: what to predict: any of age, gender and race.
         age_loss: a number learned by l1 (mean absolute error), mse (mean squared error) or smooth_l1 (squared below 3
-            years); a distribution learned by dldl (Gaussian labels) or mean_variance; ordered thresholds by coral;
-            null for l1.
+            years); a distribution learned by dldl (Gaussian labels) or mean_variance; ordered thresholds by coral.
         age_readout: how an age is read from a distribution or from thresholds: mean or median; null for the mean.
-        image_size: side of the images, pixels, the data module's; null for 128. The command line takes it from
-            --data.image_size.
-        grayscale: leave the colour of the images out; null for false.
-        dropout: probability of dropping a feature before the heads; null for 0.2.
-        tta_flip: in evaluation, average the outputs for an image and its mirror image: better, at twice the time; null
-            for false.
+        image_size: side of the images, pixels; the command line takes it from --data.image_size.
+        grayscale: leave the colour of the images out.
+        dropout: probability of dropping a feature before the heads.
+        tta_flip: in evaluation, average the outputs for an image and its mirror image: better, at twice the time.
         loss_weights: what each task's loss is multiplied by.
         label_smoothing: share of each gender and race label that is spread over all classes in training.
         teachers: trained networks whose predictions are learned beside the labels (knowledge distillation): each an
@@ -129,7 +109,8 @@ class AGRModule(BaseModule):
         """Builds the network, of the form of its initial weights where the options leave it open, and loads these."""
         options = self.hparams
         state, trained = read_initial(options["weights"])
-        self.network = AGRNetwork(network_config(options, trained))
+        start = NetworkConfig() if trained is None else trained.config
+        self.network = AGRNetwork(start.replaced(options))
         self.save_hyperparameters(self.network.config.to_dict())
         self.tasks = self.network.tasks
         if options["weights"]:
@@ -230,9 +211,9 @@ class AGRModule(BaseModule):
                 raise UserError(f"no training image has a label for {task}: {cure}.")
 
     def on_fit_start(self) -> None:
-        options = self.hparams
-        size = self.network.config.image_size
-        if (found := dict(getattr(self.trainer.datamodule, "hparams", {})).get("image_size", size)) != size:  # type: ignore[attr-defined]
+        options, size = self.hparams, self.network.config.image_size
+        data = dict(getattr(self.trainer.datamodule, "hparams", {}))  # type: ignore[attr-defined]
+        if (found := data.get("image_size", size)) != size:
             raise UserError(f"the images are {found} px (image_size of the data module), the network is for {size}.")
         if not self.trainer.ckpt_path:
             self.network.calibration.reset()  # that of the initial weights, which change

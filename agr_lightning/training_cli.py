@@ -28,13 +28,14 @@ from agr_lightning.callbacks import (
     run_folder,
     training_callbacks,
 )
-from agr_lightning.checkpoints import TrainedNetwork, load_trained
+from agr_lightning.checkpoints import TrainedNetwork, load_trained, read_initial
 from agr_lightning.data.tables import LabelOptions
 from agr_lightning.datamodule import UTKFaceDataModule
 from agr_lightning.inference.parts import unfinished_run
 from agr_lightning.inference.photos import PhotoOptions
 from agr_lightning.messages import PROGRAM, OneLineErrors, UserError, stdout_for
-from agr_lightning.module import AGRModule, network_config, read_initial
+from agr_lightning.models.config import NetworkConfig
+from agr_lightning.module import AGRModule
 
 _log = logging.getLogger(__name__)
 
@@ -147,7 +148,9 @@ class AGRCommandLine(LightningCLI):
     def _form(self) -> dict[str, Any]:
         """The network that is asked for, or that of the initial weights, as defaults of the options."""
         options = {**self.config.model.as_dict(), "image_size": None}  # which is an option of the data
-        config = network_config(options, read_initial(options["weights"])[1]).to_dict()
+        trained = read_initial(options["weights"])[1]
+        start = NetworkConfig() if trained is None else trained.config
+        config = start.replaced(options).to_dict()
         size = config.pop("image_size")
         return {"data.image_size": size, **{f"model.{name}": value for name, value in config.items()}}
 

@@ -39,7 +39,7 @@ CHANGES: dict[str, Change] = {
     "35 % of the brightness": partial(darkened, share=0.35),
     "all three": lambda image: darkened(blurred(grey(image), 3), 0.35),
 }
-SHIPPED, TUNED, SCRATCH, INTACT = "shipped", "fine-tuned", "from scratch", ", images as they were"
+SHIPPED, TUNED, SCRATCH, UNCHANGED = "shipped", "fine-tuned", "from scratch", ", unchanged images"
 TRAININGS = {
     TUNED: ("--config", str(CONFIGS / "finetune.yaml")),
     # The recipe, without what only the machine or many images make good.
@@ -73,11 +73,9 @@ def main() -> None:
                 predictors[network] = _train(
                     learned, CHANGES[name], (*options, *chosen.options), draw, folder / network
                 )
-            for network, predictor in predictors.items():
-                found = [_errors(predictor, tested, CHANGES[name]).assign(network=network)]
-                if network != SCRATCH:
-                    found.append(_errors(predictor, tested, np.asarray).assign(network=network + INTACT))
-                errors.append(pd.concat(found).assign(name=name, draw=draw))
+            found = {each: _errors(predictor, tested, CHANGES[name]) for each, predictor in predictors.items()}
+            found |= {each + UNCHANGED: _errors(predictors[each], tested, np.asarray) for each in (SHIPPED, TUNED)}
+            errors += [rows.assign(name=name, draw=draw, network=network) for network, rows in found.items()]
     print(f"\n{chosen.images} images, {len(tested):,} to test, {chosen.draws} draws, {machine()}\n")
     _print(pd.concat(errors))
 
@@ -120,7 +118,7 @@ def _print(errors: pd.DataFrame) -> None:
         print(f"| {name} | {network} | {_cells(rows[METRICS], '')} |")
     print(f"\n| images | difference | {head} | of age, by draw |\n{'|---' * (3 + len(METRICS))}|")
     for name, rows in errors.groupby("name", sort=False):
-        for one, other in ((TUNED, SHIPPED), (TUNED, SCRATCH), (TUNED + INTACT, SHIPPED + INTACT)):
+        for one, other in ((TUNED, SHIPPED), (TUNED, SCRATCH), (TUNED + UNCHANGED, SHIPPED + UNCHANGED)):
             first, second = (rows[rows["network"] == network] for network in (one, other))
             gaps = first[METRICS] - second[METRICS]
             draws = gaps[METRICS[0]].groupby(first["draw"].to_numpy()).mean()

@@ -36,6 +36,12 @@ def test_the_temperature_of_overconfident_logits_is_found(temperature: float) ->
     assert fit_temperature(_softmax(logits * temperature), labels) == pytest.approx(temperature, rel=0.05)
 
 
+def test_a_few_images_that_are_all_right_do_not_make_a_network_sure() -> None:
+    labels = np.arange(20) % 2
+    probabilities = np.where(labels[:, None] == [0, 1], 0.9, 0.1)
+    assert 0.5 < fit_temperature(probabilities, labels) < 1
+
+
 def test_a_temperature_that_cannot_be_fitted_is_one() -> None:
     p = np.full((4, 2), 0.5)
     assert fit_temperature(p, np.full(4, MISSING)) == 1 and fit_temperature(p, np.zeros(4, np.int64)) == 1

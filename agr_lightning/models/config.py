@@ -1,7 +1,7 @@
 """What a network is: the one description that checkpoints, exported files and results.json carry. Needs no torch."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import NoneType
 from typing import Any, Literal, get_args
 
@@ -48,6 +48,12 @@ class NetworkConfig:
             raise UserError(f"--data.image_size {self.image_size} must be 16 to 1024.")
         if not 0 <= self.dropout < 1:
             raise UserError(f"--model.dropout {self.dropout} must be at least 0 and below 1.")
+
+    def replaced(self, options: Mapping[str, Any]) -> "NetworkConfig":
+        """Its own values where those of the same names in ``options`` are None; the others are asked for."""
+        asked = {name: options[name] for name in self.to_dict() if options[name] is not None}
+        readout = self.age_readout if asked.get("age_loss", self.age_loss) == self.age_loss else None
+        return replace(self, **{"age_readout": readout, **asked})  # of another head, which may have none
 
     @classmethod
     def from_dict(cls, stored: object) -> "NetworkConfig":
