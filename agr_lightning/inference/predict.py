@@ -88,7 +88,8 @@ def predict(
             predictor = Predictor.load(ckpt_path)
         reader = PhotoReader(options, predictor.image_size, annotate is not None, predictor.of_cards)
         _log.info(f"Network      {predictor.source}")
-        _log.info(f"Faces        {reader.description}")
+        advice = "" if reader.detector is None else "; for face crops, --faces none is quicker"
+        _log.info(f"Faces        {reader.description}{advice}")
         rows.open(None, predictor.source, batch_size=data.batch_size, **asdict(options))
 
         def answer(batch: Sequence[Photo]) -> None:
