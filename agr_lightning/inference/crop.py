@@ -43,8 +43,6 @@ _BATCH, _ENLARGED = 16, 2
 # Of the best, such a share is nearly as good.
 _NEARLY = 2 / 3
 
-_NO_ANSWER = Answer(None, None, None, None, None)
-
 # So many images of a data set are looked at, and such a share of misfits is worth a line. A face is searched at this
 # size, pixels, longer side: all of 500 UTKFace crops had one there, also grey, dark or blurred, 99 % with 0.8 of their
 # side or more, and all within 0.11 of their middle. Images without one are misfits where they are larger than the last.
@@ -74,7 +72,7 @@ def crop(photos: str, out: str, size: int = 200, largest: int | None = 1, resume
     table = folder / "crops.csv"
     if any(folder.iterdir()) and not table.with_suffix(".part0").exists():
         raise UserError(f"OUT {out} is not empty: name a new folder.")
-    reader = _Reader(options, size)
+    reader = _Reader(replace(options, largest=None), size)
     _log.info(f"Faces        {reader.description}")
     output = Output(paths, "csv", None, str(table), resume)
     output.name, output.columns = "Crops", COLUMNS
@@ -82,9 +80,9 @@ def crop(photos: str, out: str, size: int = 200, largest: int | None = 1, resume
     root = os.path.commonpath(map(os.path.abspath, [named] if named.is_dir() else [path.parent for path in paths]))
 
     def write(photos: Sequence[Photo]) -> None:
-        rows = [row for photo in photos for row in _rows(photo, root)]
+        rows = [row for photo in photos for row in _rows(photo, root, largest)]
         output.add(rows)  # first, so that a resumed job makes all crops again that may be half there
-        crops = chain.from_iterable(photo.crops for photo in photos)
+        crops = chain.from_iterable(photo.crops[:largest] for photo in photos)
         for row, pixels in zip((row for row in rows if "crop" in row), crops, strict=True):
             _save(resize(pixels, min(size, _ENLARGED * int(row["width"]))), folder / str(row["crop"]))
 
@@ -98,11 +96,7 @@ def crop(photos: str, out: str, size: int = 200, largest: int | None = 1, resume
 
 
 class _Reader(PhotoReader):
-    """Reads photos with the crops that are wanted and the boxes of all faces, in the order of ``crop``."""
-
-    def __init__(self, options: PhotoOptions, size: int) -> None:
-        super().__init__(replace(options, largest=None), size)
-        self._largest = options.largest
+    """Reads photos with their faces in the order of ``crop``."""
 
     def look(self, pixels: Pixels, path: Path = Path(), seconds: float | None = None, factor: int = 1) -> Photo:
         photo = super().look(pixels, path, seconds, factor)
@@ -115,14 +109,14 @@ class _Reader(PhotoReader):
         shifts = np.hypot(*(middles - factor * np.array(pixels.shape[1::-1]) / 2).T)
         first = np.where(nearly, shifts, np.inf).argmin()
         order = sorted(range(len(faces)), key=lambda face: face != first)
-        return photo._replace(crops=photo.crops[order][: self._largest], boxes=[photo.boxes[face] for face in order])
+        return photo._replace(crops=photo.crops[order], boxes=[photo.boxes[face] for face in order])
 
 
-def _rows(photo: Photo, root: str) -> Iterator[Row]:
+def _rows(photo: Photo, root: str, largest: int | None) -> Iterator[Row]:
     """The rows of a photo below a folder: one for each crop, or one that says why there is none."""
-    boxes, below = photo.boxes[: len(photo.crops)], Path(os.path.relpath(photo.path, root))
+    boxes, below = photo.boxes[:largest], Path(os.path.relpath(photo.path, root))
     frame = "" if photo.seconds is None else f".{photo.seconds:09.3f}s"
-    for face, row in enumerate(rows_of(photo._replace(boxes=boxes), [_NO_ANSWER] * len(boxes))):
+    for face, row in enumerate(rows_of(photo._replace(boxes=boxes), [Answer()] * len(boxes))):
         row["file"] = below.as_posix()
         if photo.problem is None:
             row["faces"] = len(photo.boxes)
