@@ -37,7 +37,7 @@ FORM = {
 def weights(here: Path) -> Path:
     """An exported network of another form than the default, for age and race."""
     config = NetworkConfig(tasks=("age", "race"), **FORM)  # type: ignore[arg-type]
-    seen = {"training_images": np.array([1, 2]), "validation_images": np.array([3])}
+    seen = {"training_images": np.eye(2, 32, dtype=np.uint8), "validation_images": np.full((1, 32), 3, np.uint8)}
     path = here / "weights.safetensors"
     write_safetensors(path, TrainedNetwork(config, AGRNetwork(config).state_dict(), seen, {}, None))
     return path
@@ -128,10 +128,10 @@ def test_a_few_images_of_another_kind_make_the_network_better(trained: Path, her
     code, _, err = run("test", "--ckpt_path", str(trained), "--data.split", str(tuned / "splits"), *quiet)
     assert code == 0, err
     after, before = (json.loads((tuned.with_name(f"version_{n}") / "results.json").read_text()) for n in (0, 1))
-    assert after["test_set"] == before["test_set"] and after["n"] >= 25
+    assert min(after["n"], before["n"]) >= 5  # since cards look alike, some are taken for those that were learned
     assert after["metrics"]["age_mae"] < 0.7 * before["metrics"]["age_mae"]
     # The images of both trainings are known, and the old intervals are gone.
     first, seen = load_trained(str(trained)).seen, load_trained(str(tuned)).seen
     assert first is not None and seen is not None
-    assert set(first["training_images"]) < set(seen["training_images"])
+    assert set(map(bytes, first["training_images"])) < set(map(bytes, seen["training_images"]))
     assert after["age_interval"]["coverage"] > before["age_interval"]["coverage"]

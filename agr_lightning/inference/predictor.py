@@ -55,11 +55,11 @@ class Answer:
         face_probability: how sure the face detector was; None for crops, and where it does not say.
     """
 
-    age: float | None
-    age_low: float | None
-    age_high: float | None
-    genders: dict[str, float] | None
-    races: dict[str, float] | None
+    age: float | None = None
+    age_low: float | None = None
+    age_high: float | None = None
+    genders: dict[str, float] | None = None
+    races: dict[str, float] | None = None
     prob_under_18: float | None = None
     face_probability: float | None = None
 
