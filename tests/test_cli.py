@@ -87,7 +87,7 @@ MISTAKES = [
     (("fit", "--model.tasks", "[age,rac]"), "'age', 'gender', 'race'"),
     (("fit", "--model.tasks", "[]"), "expected any of age, gender, race, each once"),
     (("fit", "--data.augmentation", "lite"), "'none', 'light', 'strong'"),
-    (("fit", "--data.balance", "age"), "'none', 'gender', 'race'"),
+    (("fit", "--data.balance", "hair"), "'none', 'age', 'gender', 'race'"),
     (("fit", "--data.batch_size", "many"), "\"data.batch_size\": Expected a <class 'int'>. Got value: many"),
     (("fit", "--model.learning_rate", "-1", "--data.synthetic", "120"), "--model.learning_rate -1.0 must be above 0"),
     (("fit", "--model.dropout", "1"), "--model.dropout 1.0 must be at least 0 and below 1"),
