@@ -33,6 +33,10 @@ SMALLEST = {
         *("--seeds", "1", "--epochs", "1", "--only", "8", "--output", "runs"),
         *("--root", "{cards}", "--config", "short.yaml"),
     ),
+    "finetune": (
+        *("--images", "40", "--draws", "1", "--only", "0", "--root", "{cards}"),
+        *("--", "--data.image_size=32", "--trainer.max_epochs=1"),
+    ),
     "average_weights": ("small", "small", "--output", "mean.safetensors"),
 }
 
