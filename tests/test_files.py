@@ -36,3 +36,13 @@ def test_processors_by_affinity_and_quota(
 def test_names_may_be_as_long_as_file_systems_take(tmp_path: Path, name: str) -> None:
     files.atomic_text(tmp_path / name, "text")
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_what_a_killed_writer_left_is_swept_up(tmp_path: Path) -> None:
+    old, new, other = (tmp_path / f".{name}.partial" for name in ("a.txt.1", "a.txt.2", "b.txt.1"))
+    for partial in (old, new, other):
+        partial.touch()
+    os.utime(old, (1, 1))
+    os.utime(other, (1, 1))
+    files.atomic_text(tmp_path / "a.txt", "text")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", new.name, other.name}
