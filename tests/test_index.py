@@ -104,6 +104,17 @@ def test_a_second_look_opens_only_what_changed(tmp_path: Path, monkeypatch: pyte
     assert opened == ["21_0_1_1.jpg"]
 
 
+def test_a_folder_whose_files_lose_their_names_says_so_each_time(tmp_path: Path) -> None:
+    save_noise(tmp_path / "20_0_1_1.jpg", 1)
+    build_index(str(tmp_path))
+    (tmp_path / "20_0_1_1.jpg").rename(tmp_path / "face.jpg")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"face\.jpg: name is not AGE_GENDER_RACE_DATETIME"):
+            build_index(str(tmp_path))
+    (tmp_path / "face.jpg").rename(tmp_path / "30_0_1_1.jpg")
+    assert _names(build_index(str(tmp_path))) == ["30_0_1_1.jpg"]
+
+
 def test_a_damaged_store_is_made_anew(tmp_path: Path) -> None:
     save_noise(tmp_path / "data" / "20_0_1_1.jpg")
     cache = tmp_path / "cache"

@@ -98,7 +98,7 @@ def build_index(
     boxes = labels[["x", "y", "width", "height"]].fillna(0).to_numpy(np.float64)
     # The rows of the scan are those of the labels.
     scan = _scan(folder, labels["file"].tolist(), boxes, stored).join(labels.drop(columns="file"))
-    scan = scan.assign(name=scan["file"].str.replace(".*/", "", regex=True))
+    scan = scan.assign(name=labels["file"].str.replace(".*/", "", regex=True))
     scan.loc[(scan["reason"] == "") & scan.duplicated(["name", "digest"]), "reason"] = "copy of a file of the same name"
     usable = scan["reason"] == ""
     rejects = dict(sorted((rejects | scan[~usable].set_index("file")["reason"].to_dict()).items()))
@@ -129,7 +129,7 @@ def _scan(folder: Path, files: list[str], boxes: NDArray[np.float64], stored: Pa
     # A file that could not be opened is tried again: permissions change without its time of change.
     known = {row[:4]: row[4:7] for row in rows if not row[4].startswith(CANNOT_BE_READ)}
     new = [each for each in stamps if each not in known]
-    if stamps == [*known][: len(earlier)]:
+    if stamps == [*known]:
         return earlier
     with ThreadPoolExecutor(usable_cpus()) as pool:
         found = pool.map(lambda each: _look(folder / each[0], np.frombuffer(each[1])), new)
@@ -138,9 +138,9 @@ def _scan(folder: Path, files: list[str], boxes: NDArray[np.float64], stored: Pa
     scan = pd.DataFrame([(*each, *known[each], row) for row, each in enumerate(stamps)], columns=_SCAN[:-1])
     scan["box"] = [*boxes]
     images = np.flatnonzero(scan["reason"] == "")
-    thumbnails = np.array([*scan["thumbnail"][images]], np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL)
-    scan.loc[images, "photo"] = images[find_groups(thumbnails, scan["digest"][images])]
-    scan["fingerprint"] = [*fingerprints(np.stack(scan["thumbnail"]))]
+    thumbnails = np.array([*scan["thumbnail"]], np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL)
+    scan.loc[images, "photo"] = images[find_groups(thumbnails[images], scan["digest"][images])]
+    scan["fingerprint"] = [*fingerprints(thumbnails)]
     with atomic_write(stored) as output:
         np.savez(output, *(np.array(scan[name].tolist()) for name in _SCAN))
     return scan
