@@ -22,10 +22,6 @@ SMALLEST = {
     "exported": ("--images", "20", "--networks", "small", "--root", "{cards}"),
     "startup": ("--images", "100", "--repeats", "1"),
     "copies": ("--sizes", "100", "--root", "{cards}"),
-    "finetune": (
-        *("--root", "{cards}", "--images", "30", "--draws", "1", "--only", "3"),
-        *("--", "--trainer.max_epochs=1", "--trainer.accelerator=cpu"),
-    ),
     "identity": ("--images", "5", "--root", "{cards}"),
     "memory": ("--sizes", "100", "--steps", "2"),
     "time_to_accuracy": ("--seeds", "1", "--root", "{cards}", "--config", "short.yaml"),
