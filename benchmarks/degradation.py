@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from score import score, unseen
 
-from agr_lightning.data.images import decode_photo, resize
+from agr_lightning.images import decode_photo, resize
 from agr_lightning.inference.predictor import Predictor
 
 Image = NDArray[np.uint8]

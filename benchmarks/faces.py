@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from score import unseen
 
-from agr_lightning.data.images import read_rgb, resize
+from agr_lightning.images import read_rgb, resize
 from agr_lightning.inference.detectors import Detector, build_detector, find_faces
 from agr_lightning.inference.faces import Face, square
 from agr_lightning.inference.photos import PhotoOptions

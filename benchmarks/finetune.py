@@ -24,8 +24,8 @@ from measure import machine, quietly
 from PIL import Image as PillowImage
 from score import unseen
 
-from agr_lightning.data.images import resize
 from agr_lightning.evaluation.results import percentiles, resample
+from agr_lightning.images import resize
 from agr_lightning.inference.predictor import Predictor
 from agr_lightning.labels import GENDERS, RACES
 

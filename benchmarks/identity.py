@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 from agr_lightning.data.duplicates import COPY_BITS, THUMBNAIL, are_known, fingerprints, of_samples
-from agr_lightning.data.images import decode_photo
 from agr_lightning.data.index import build_index
+from agr_lightning.images import decode_photo
 
 Change = Callable[[Image.Image], Image.Image]
 

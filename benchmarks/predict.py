@@ -18,7 +18,7 @@ from measure import in_turns, machine, quietly, repeated, seconds, show, silence
 from PIL import Image
 
 from agr_lightning.checkpoints import SHIPPED
-from agr_lightning.data.images import read_rgb, resize
+from agr_lightning.images import read_rgb, resize
 from agr_lightning.inference.predictor import load_onnx
 
 BATCH = 64

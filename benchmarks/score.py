@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from agr_lightning.checkpoints import load_trained
 from agr_lightning.data.duplicates import are_known, of_samples
-from agr_lightning.data.images import read_rgb
 from agr_lightning.data.index import build_index
+from agr_lightning.images import read_rgb
 from agr_lightning.inference.predictor import Predictor
 from agr_lightning.labels import GENDERS, MISSING, RACES, TASKS
 

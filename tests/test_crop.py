@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from agr_lightning.audit import audit
-from agr_lightning.data.images import read_rgb, resize
 from agr_lightning.data.index import build_index
+from agr_lightning.images import read_rgb, resize
 from agr_lightning.inference import crop as crop_module
 from agr_lightning.inference.crop import COLUMNS, crop, not_crops
 from agr_lightning.inference.detectors import build_detector, find_faces

@@ -23,12 +23,12 @@ from agr_lightning.checkpoints import SEEN, Seen
 from agr_lightning.data.cache import ImageCache
 from agr_lightning.data.cards import draw_card, draw_cards
 from agr_lightning.data.duplicates import of_samples
-from agr_lightning.data.images import read_bytes, read_rgb, resize
 from agr_lightning.data.index import Index, build_index
 from agr_lightning.data.loading import Batch, Draw, FaceDataset
 from agr_lightning.data.splits import SPLITS
 from agr_lightning.data.transforms import Augmentation, Preset
 from agr_lightning.datamodule import PhotoBatch, UTKFaceDataModule
+from agr_lightning.images import read_bytes, read_rgb, resize
 from agr_lightning.inference.photos import Photo, PhotoOptions
 from agr_lightning.labels import MISSING, TASKS, Task
 from agr_lightning.messages import UserError

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from agr_lightning.data.images import resize
+from agr_lightning.images import resize
 from agr_lightning.inference import centerface as centerface_module
 from agr_lightning.inference.centerface import _LANDMARKS, align, centerface
 from agr_lightning.inference.detectors import DetectorName, build_detector, find_faces, haar

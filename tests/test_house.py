@@ -10,7 +10,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Storeys from the ground up: a file imports from its own storey or from lower ones.
 STOREYS = [
-    ("__init__", "messages", "files"),
+    ("__init__", "messages", "files", "images"),
     ("labels",),
     ("models", "data"),
     ("evaluation", "checkpoints"),

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from agr_lightning.data import images
-from agr_lightning.data.images import ImageError, decode_photo, read_rgb
+from agr_lightning import images
+from agr_lightning.images import ImageError, decode_photo, read_rgb
 from agr_lightning.inference.photos import PhotoOptions, PhotoReader
 from tests.drawn_face import draw_photo
 
@@ -157,7 +157,7 @@ def test_a_bomb_is_refused_without_a_warning_of_pillow_s(tmp_path: Path) -> None
     Image.new("1", (12_000, 12_000)).save(tmp_path / "bomb.png")
     code = """
 import sys
-from agr_lightning.data.images import ImageError, read_rgb
+from agr_lightning.images import ImageError, read_rgb
 try:
     read_rgb(sys.argv[1])
 except ImageError as error:

@@ -16,9 +16,9 @@ from scipy.sparse.csgraph import connected_components
 from agr_lightning.audit import audit
 from agr_lightning.data.cache import ImageCache
 from agr_lightning.data.duplicates import are_known, find_groups, fingerprints
-from agr_lightning.data.images import read_rgb
 from agr_lightning.data.index import Index, build_index
 from agr_lightning.data.tables import LabelOptions
+from agr_lightning.images import read_rgb
 from agr_lightning.labels import AGE_BANDS, GENDERS, MISSING, RACES
 from agr_lightning.messages import UserError
 from tests.conftest import save_noise

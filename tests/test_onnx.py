@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from agr_lightning.checkpoints import KEY, SHIPPED, describe
-from agr_lightning.data.images import ImageError, read_rgb, resize
+from agr_lightning.images import ImageError, read_rgb, resize
 from agr_lightning.inference import export as door
 from agr_lightning.inference.export import export
 from agr_lightning.inference.predictor import Predictor

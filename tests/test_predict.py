@@ -605,8 +605,8 @@ def test_found_faces_are_as_good_as_the_crops(utkface: Path) -> None:
     """UTKFace's crops, turned and put into larger pictures: what is found there is answered as well as the crops."""
     from agr_lightning.checkpoints import load_trained
     from agr_lightning.data.duplicates import are_known, of_samples
-    from agr_lightning.data.images import read_rgb
     from agr_lightning.data.index import build_index
+    from agr_lightning.images import read_rgb
 
     shipped = load_trained()
     seen = np.concatenate([*shipped.seen.values()])

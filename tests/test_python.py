@@ -17,7 +17,7 @@ from agr_lightning import AGRModule, Predictor, UTKFaceDataModule
 from agr_lightning.callbacks import ConfigWriter, PredictionWriter, ResultsWriter, training_callbacks
 from agr_lightning.checkpoints import load_trained
 from agr_lightning.data.duplicates import are_known, of_samples
-from agr_lightning.data.images import read_rgb
+from agr_lightning.images import read_rgb
 from agr_lightning.messages import UserError
 from tests.conftest import FAST
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from agr_lightning.data.images import EXTENSIONS
+from agr_lightning.images import EXTENSIONS
 from agr_lightning.inference.annotate import draw
 from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader
 from agr_lightning.inference.predict import TableWriter, rows_of

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from agr_lightning.data.images import ImageError, decode_face, read_bytes, resize
 from agr_lightning.data.index import Index
 from agr_lightning.files import usable_cpus
+from agr_lightning.images import ImageError, decode_face, read_bytes, resize
 from agr_lightning.messages import UserError
 
 # Part of what an image is known by: raise it when the pixels of the same file would differ.

@@ -16,9 +16,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from agr_lightning.data.duplicates import THUMBNAIL, find_groups, fingerprints, join_groups
-from agr_lightning.data.images import CANNOT_BE_READ, ImageError, decode_face, read_bytes
 from agr_lightning.data.tables import LabelOptions, read_labels
 from agr_lightning.files import atomic_folder, atomic_write, cache_folder, stamp, usable_cpus, user_path, walk_files
+from agr_lightning.images import CANNOT_BE_READ, ImageError, decode_face, read_bytes
 from agr_lightning.labels import MISSING, TASKS
 from agr_lightning.messages import UserError
 

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from agr_lightning.data.images import EXTENSIONS
 from agr_lightning.files import atomic_text, decode_text, match_paths, user_path
+from agr_lightning.images import EXTENSIONS
 from agr_lightning.labels import AGE_MAX, AGE_MIN, MISSING, Task, age_band
 from agr_lightning.messages import UserError
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from agr_lightning.data.images import EXTENSIONS
 from agr_lightning.files import decode_text, match_paths, user_path
+from agr_lightning.images import EXTENSIONS
 from agr_lightning.labels import MISSING, TASKS, LabelError, class_codes, parse_age, parse_name, spelled
 from agr_lightning.messages import UserError, did_you_mean, needs, one_line
 

@@ -17,9 +17,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from agr_lightning.data.images import ImageError, decode_face, read_bytes, resize
 from agr_lightning.data.index import Index
 from agr_lightning.files import usable_cpus, user_path
+from agr_lightning.images import ImageError, decode_face, read_bytes, resize
 from agr_lightning.inference.annotate import cut_name
 from agr_lightning.inference.centerface import find_at_size, open_network
 from agr_lightning.inference.faces import Pixels, shrink

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from agr_lightning import __version__
 from agr_lightning.checkpoints import describe, load_trained, write_safetensors
 from agr_lightning.data.cards import draw_cards
-from agr_lightning.data.images import read_rgb, resize
 from agr_lightning.files import ONNX_SUFFIX, SAFETENSORS_SUFFIX, atomic_write, user_path
+from agr_lightning.images import read_rgb, resize
 from agr_lightning.inference.inputs import find_photos
 from agr_lightning.inference.predictor import ONNX_FORMAT, ONNX_INPUT, ONNX_KEY, load_onnx
 from agr_lightning.labels import CLASSES

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from agr_lightning.data.images import resize
+from agr_lightning.images import resize
 
 # RGB, (height, width, 3); and a row (x, y) for each point, pixels.
 Pixels = NDArray[np.uint8]

@@ -7,8 +7,8 @@ import re
 from collections import Counter, deque
 from pathlib import Path
 
-from agr_lightning.data.images import EXTENSIONS, ImageError, open_file
 from agr_lightning.files import decode_text, user_path, walk_files
+from agr_lightning.images import EXTENSIONS, ImageError, open_file
 from agr_lightning.messages import UserError
 
 _log = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from agr_lightning.data.images import MAX_PIXELS, ImageError, decode_photo, open_file, read_bytes, resize
 from agr_lightning.files import usable_cpus
+from agr_lightning.images import MAX_PIXELS, ImageError, decode_photo, open_file, read_bytes, resize
 from agr_lightning.inference.detectors import DetectorName, build_detector, find_faces
 from agr_lightning.inference.faces import Box, shrink
 from agr_lightning.inference.inputs import VIDEO_EXTENSIONS

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agr_lightning.data.images import resize
 from agr_lightning.files import ONNX_SUFFIX, WEIGHTS, check_readable, usable_cpus, user_path
+from agr_lightning.images import resize
 from agr_lightning.labels import CLASSES, ClassTask
 from agr_lightning.messages import UserError, one_line
 from agr_lightning.models.config import NetworkConfig
