@@ -45,6 +45,11 @@ class BaseModule(lightning.LightningModule):
         self.checkpoint_epoch: int | None = None
         self._resumed_schedule = ""
 
+    @property
+    def backbone(self) -> torch.nn.Module:
+        """The network's, for Lightning's ``BackboneFinetuning``."""
+        return self.network.backbone
+
     def take(self, trained: TrainedNetwork) -> None:
         """Takes over a trained network, and what it has seen; raises UserError when it is one of another form."""
         try:

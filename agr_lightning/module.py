@@ -60,7 +60,6 @@ class AGRModule(BaseModule):
         backbone_learning_rate: another learning rate for the backbone; null for that of the heads.
         weight_decay: on all weights but biases and normalisation; null for 0.05, or what another optimizer's arguments
             say.
-        freeze_epochs: keep the backbone as it is for so many epochs, while the heads learn.
         optimizer: another optimizer than AdamW, by class path.
         lr_scheduler: another schedule than one-cycle, by class path; it takes a step after each epoch.
         compile: let torch.compile make the training steps faster; it takes a minute first, for each image size, so
@@ -86,7 +85,6 @@ class AGRModule(BaseModule):
         learning_rate: float | None = None,
         backbone_learning_rate: float | None = None,
         weight_decay: float | None = None,
-        freeze_epochs: int = 0,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         compile: bool = False,
@@ -211,7 +209,7 @@ class AGRModule(BaseModule):
                 raise UserError(f"no training image has a label for {task}: {cure}.")
 
     def on_fit_start(self) -> None:
-        options, size = self.hparams, self.network.config.image_size
+        size = self.network.config.image_size
         data = dict(getattr(self.trainer.datamodule, "hparams", {}))  # type: ignore[attr-defined]
         if (found := data.get("image_size", size)) != size:
             raise UserError(f"the images are {found} px (image_size of the data module), the network is for {size}.")
@@ -221,26 +219,14 @@ class AGRModule(BaseModule):
             self.trainer.strategy.setup_optimizers(self.trainer)  # for what they have found
         elif self.trainer.ckpt_path:
             self.check_resumed()
-        elif options["freeze_epochs"] and not (options["pretrained"] or options["weights"]):
-            raise UserError("--model.freeze_epochs needs weights: --model.pretrained true, or --model.weights FILE.")
         if self.hparams["compile"]:
             # The network alone: Lightning's logging inside would be compiled again and again. Evaluation stays as it
             # is, since the last batch of each would be one more size.
             self._compiled = torch.compile(self.network.forward, dynamic=False)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Here, since a run that is resumed inside an epoch does not begin that epoch again.
-        frozen = self.current_epoch < self.hparams["freeze_epochs"]
-        if frozen != self.network.frozen:
-            # Several devices wait for the gradients of all weights: there they are computed, and not used.
-            self.network.freeze(frozen, detached=self.trainer.world_size == 1)
         # Dropout then depends on the batch alone, so that a resumed run goes on as if never interrupted.
         torch.manual_seed(self._seed + self.trainer.fit_loop.total_batch_idx)
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.network.frozen:
-            for parameter in self.network.backbone.parameters():
-                parameter.grad = None
 
     def on_train_epoch_end(self) -> None:
         self._log_metrics("train")

@@ -54,9 +54,8 @@ def _fit_in_python(**options: object) -> AGRModule:
     [
         (("--model.teachers", "[{trained}]"), {"teachers": ["{trained}"]}),
         (("--model.weights", "{best}"), {"weights": "{best}"}),
-        (("--model.weights", "{best}", "--model.freeze_epochs", "1"), {"weights": "{best}", "freeze_epochs": 1}),
     ],
-    ids=["teachers", "weights", "freeze_epochs"],
+    ids=["teachers", "weights"],
 )
 def test_a_trainer_trains_what_the_command_trains(
     run: Run, here: Path, trained: Path, command: tuple[str, ...], options: dict[str, object]

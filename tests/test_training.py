@@ -179,12 +179,10 @@ def test_a_killed_run_resumes_as_if_never_killed(
 
 
 @pytest.mark.parametrize("every", [None, 7])
-def test_averaged_weights_and_a_frozen_backbone_resume_as_well(tmp_path: Path, every: int | None) -> None:
-    torch.save(AGRModule().network.state_dict(), tmp_path / "start.pth")
-    options = {"weights": str(tmp_path / "start.pth"), "freeze_epochs": 3}
-    whole = _weights(_fit(tmp_path / "whole", 0, averaged=True, **options))
-    _fit(tmp_path / "killed", 0, stop=15, every=every, averaged=True, **options)
-    resumed = _fit(tmp_path / "resumed", 0, resume=tmp_path / "killed" / "last.ckpt", averaged=True, **options)
+def test_averaged_weights_resume_as_well(tmp_path: Path, every: int | None) -> None:
+    whole = _weights(_fit(tmp_path / "whole", 0, averaged=True))
+    _fit(tmp_path / "killed", 0, stop=15, every=every, averaged=True)
+    resumed = _fit(tmp_path / "resumed", 0, resume=tmp_path / "killed" / "last.ckpt", averaged=True)
     assert torch.equal(whole, _weights(resumed))
 
 
@@ -329,17 +327,12 @@ def _flat(value: object, prefix: str = "") -> dict[str, object]:
     return {prefix: value}
 
 
-def test_two_processes_train_balance_and_freeze(here: Path) -> None:
-    torch.save(AGRModule().network.state_dict(), here / "start.pth")
-    options = ("--data.balance", "race", "--model.weights", "start.pth", "--model.freeze_epochs", "1")
-    done = _command(here, "fit", *FAST, "--data.synthetic", "120", "--trainer.max_epochs", "1", *options, *TWO)
+def test_two_processes_train_and_balance(here: Path) -> None:
+    options = ("--data.balance", "race", "--trainer.max_epochs", "1")
+    done = _command(here, "fit", *FAST, "--data.synthetic", "120", *options, *TWO)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Run folder") == 1
     run = here / "lightning_logs" / "version_0"
-    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    before = torch.load(here / "start.pth", weights_only=True)
-    moved = {name for name in before if not torch.equal(state[f"network.{name}"], before[name])}
-    assert "heads.age.weight" in moved and not {name for name in moved if name.startswith("backbone.")}
     assert _results(run)["n"] == len((run / "splits" / "test.txt").read_text().splitlines())
 
 

@@ -1,6 +1,5 @@
 """The network: one shared backbone, one head per task, normalisation inside. Pure torch."""
 
-import contextlib
 from typing import NamedTuple
 
 import numpy as np
@@ -47,7 +46,6 @@ class AGRNetwork(nn.Module):
         config: what it is.
         tasks: of the heads, in the order of ``labels.TASKS``.
         calibration: what was measured on validation images and is applied by ``read``.
-        frozen: whether the backbone is kept as it is.
 
     Example:
         >>> network = AGRNetwork(NetworkConfig(image_size=64)).eval()
@@ -59,7 +57,6 @@ class AGRNetwork(nn.Module):
     def __init__(self, config: NetworkConfig = NetworkConfig()) -> None:  # noqa: B008 (frozen)
         super().__init__()
         self.config, self.tasks = config, config.tasks
-        self.frozen = self._detached = False
         # Mean and standard deviation of ImageNet's pixels, in 0..255: what torchvision's weights expect.
         self.pixel_mean = nn.Buffer(torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1))
         self.pixel_std = nn.Buffer(torch.tensor([58.395, 57.12, 57.375]).view(1, 3, 1, 1))
@@ -79,18 +76,6 @@ class AGRNetwork(nn.Module):
         # As the images are: other weights would be turned around for every batch.
         self.to(memory_format=torch.channels_last)
 
-    def train(self, mode: bool = True) -> "AGRNetwork":
-        """Sets the training mode, which a frozen backbone does not follow."""
-        super().train(mode)
-        if self.frozen:
-            self.backbone.eval()
-        return self
-
-    def freeze(self, frozen: bool, detached: bool = True) -> None:
-        """Freezes the backbone, which then keeps its statistics, and gets no gradients if ``detached``; or thaws it."""
-        self.frozen, self._detached = frozen, frozen and detached
-        self.train(self.training)
-
     def forward(self, images: Tensor) -> dict[Task, Tensor]:
         """Computes what the losses need from RGB images, uint8 ``(batch, 3, height, width)``.
 
@@ -103,8 +88,7 @@ class AGRNetwork(nn.Module):
         pixels = (pixels - self.pixel_mean) / self.pixel_std
         if twice := self.config.tta_flip and not self.training:
             pixels = torch.cat((pixels, pixels.flip(3)))
-        with torch.no_grad() if self._detached else contextlib.nullcontext():
-            found = self.backbone(pixels)
+        found = self.backbone(pixels)
         # A backbone with branches has features for each task; others share theirs, and what is dropped of them.
         shared = self.dropout(found) if isinstance(found, Tensor) else None
         outputs: dict[Task, Tensor] = {}
