@@ -44,51 +44,16 @@ _AND_MORE = re.compile(rf"(?:more than|over|>=?|≥)\s*{_NUMBER}|{_NUMBER}\s*\+"
 # Years between the start of a range without an end and its middle: those of 70 and older are 80 on average in UTKFace.
 _MORE = 10
 
-# The codes in a name, or what stands for an unknown one. Three fields: the race is left out, unless the third is a lone
-# digit.
+# How a file name AGE_GENDER_RACE_DATETIME begins, in any case. Nothing is asked of what follows: some published names
+# have a blank, a digit too many, or no dot there. The race may be left out, or be a lone digit at the end; where none
+# is there, a digit that is no gender is perhaps of a date.
 _NO_CODE = r"x|\?|-1|nan|none|null|unknown|"
-_NAME = re.compile(
-    rf"(-?[0-9]{{1,3}}|{_NO_CODE})_([0-9]|{_NO_CODE})_(?:([0-9]|{_NO_CODE})_|([0-9])(?![0-9a-z]))?", re.IGNORECASE
-)
-
-
-class LabelError(ValueError):
-    """A file name from which no label can be read; the text is the reason."""
+NAME = rf"(-?[0-9]{{1,3}}|{_NO_CODE})_([0-9]|{_NO_CODE})_(?:([0-9](?![0-9a-z])|(?:{_NO_CODE})(?=_))|(?<![2-9]_))"
 
 
 def age_band(age: float) -> int:
     """Index into ``AGE_BANDS`` of the band that holds ``age`` (years); ``MISSING`` for an unknown one."""
     return sum(age >= start for start in _BAND_STARTS) - 1
-
-
-def parse_name(name: str) -> tuple[int, int, int]:
-    """Reads the labels from a file name ``AGE_GENDER_RACE_DATETIME.jpg[.chip.jpg]``.
-
-    The date and the extension carry no label, so nothing is asked of them: some published names have a
-    blank, a digit too many, or no dot there. A label that is left out, or is none, costs only itself.
-
-    Returns age in years, 0 to 116, and the indices into ``GENDERS`` and ``RACES``, each ``MISSING`` where unknown;
-    raises LabelError when the name is not of this form, or all are unknown.
-
-    Example:
-        >>> parse_name("26_1_2_20170116184024662.jpg")
-        (26, 1, 2)
-    """
-    fields = _NAME.match(name)
-    if fields is None:
-        raise LabelError("name is not AGE_GENDER_RACE_DATETIME")
-    gender, race = fields[2], fields[3]
-    if race is None and gender.isdecimal() and int(gender) >= len(GENDERS):  # perhaps a date
-        raise LabelError(f"gender '{gender}' is not 0 or 1")
-    race = race or fields[4] or ""
-    labels = _up_to(fields[1], AGE_MAX), _up_to(gender, len(GENDERS) - 1), _up_to(race, len(RACES) - 1)
-    if max(labels) == MISSING:
-        raise LabelError("no label in the name")
-    return labels
-
-
-def _up_to(text: str, most: int) -> int:
-    return int(text) if text.isdecimal() and int(text) <= most else MISSING
 
 
 def parse_age(text: str) -> float | None:

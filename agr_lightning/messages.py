@@ -66,7 +66,8 @@ _ROUTINE = ("GPU available", "TPU available", "💡 Tip", "Loading `train_datalo
 _HARMLESS = (
     ".*(LeafSpec|does not have many workers|recommended to use `Trainer.devices=1|callbacks used to create the "
     "checkpoint|Grad strides do not match|ended before the epoch ended|exists and is not empty|smaller than the "
-    "logging interval|frozen already exist|not supported by the model summary|Detected call of `lr_scheduler.st|args parameter is)"
+    "logging interval|not supported by the model summary|Detected call of `lr_scheduler.step|args parameter is|params "
+    "to be frozen already exist)"
 )
 
 

@@ -321,7 +321,9 @@ def test_patterns_of_file_names(
 
 
 def test_names_have_no_person(here: Path) -> None:
-    with pytest.raises(UserError, match=r"--data\.group who .* needs --data\.labels"):
+    with pytest.raises(
+        UserError, match=r"columns of names, without --data\.labels, are age, gender, race, file: none is called .who."
+    ):
         read_labels(["20_0_1_1.jpg"], here, LabelOptions(group="who"))
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from agr_lightning.files import decode_text, match_paths, user_path
 from agr_lightning.images import EXTENSIONS
-from agr_lightning.labels import MISSING, TASKS, LabelError, class_codes, parse_age, parse_name, spelled
+from agr_lightning.labels import MISSING, NAME, TASKS, class_codes, parse_age, spelled
 from agr_lightning.messages import UserError, did_you_mean, needs, one_line
 
 _SQUARE = ["x", "y", "width", "height"]
@@ -67,17 +67,16 @@ def read_labels(files: list[str], folder: Path, options: LabelOptions) -> Labels
     """Finds the labels of ``files``, paths below ``folder``; raises UserError for a table that cannot be used."""
     rejects = {file: reason for file in files if (reason := _unlisted(file))}
     files = [file for file in files if file not in rejects]
-    if options.labels is None:
-        return _from_names(files, rejects, options)
-    if "{" in options.labels and not user_path(options.labels).exists():
-        raw, unnamed = _from_pattern(files, options.labels), f"name is not {options.labels}"
+    notes: list[str] = []
+    form = options.labels or "AGE_GENDER_RACE_DATETIME"
+    if options.labels is None or ("{" in form and not user_path(form).exists()):
+        cells, unnamed = _choose_columns(_from_names(files, options.labels), options), f"name is not {form}"
     else:
-        tables, unnamed = _find_tables(options.labels, files, folder), "not in the table"
+        tables, unnamed = _find_tables(form, files, folder), "not in the table"
         raw = pd.concat([_read_table(table) for table in tables])
         below = {table.as_posix().removeprefix(f"{folder.as_posix()}/") for table in tables}
         rejects |= dict.fromkeys(below.intersection(files), "the table of labels")
-    notes: list[str] = []
-    cells = _find_files(_choose_columns(raw, options), files, folder, options.labels, notes)
+        cells = _find_files(_choose_columns(raw, options), files, folder, form, notes)
     labels = _parse(cells, options, notes)
     _note(notes, "rows are there more than once", cells["file"][labels.duplicated()])
     labels = labels.drop_duplicates()
@@ -86,7 +85,7 @@ def read_labels(files: list[str], folder: Path, options: LabelOptions) -> Labels
     keys = unused["file"].where(~unused["file"].isin(used["file"]), cells["row"])
     rejects |= dict(zip(keys, reason[unused.index], strict=True))
     rejects |= dict.fromkeys(set(files).difference(cells["file"], rejects), unnamed)
-    return Labels(used.reset_index(drop=True), rejects, [f"{options.labels}: {note}" for note in notes])
+    return Labels(used.reset_index(drop=True), rejects, [f"{options.labels or 'file names'}: {note}" for note in notes])
 
 
 def _unlisted(file: str) -> str:
@@ -98,30 +97,20 @@ def _unlisted(file: str) -> str:
     return "line break in the file name" if "\n" in file or "\r" in file else ""
 
 
-def _from_names(files: list[str], rejects: dict[str, str], options: LabelOptions) -> Labels:
-    """The labels that stand in names AGE_GENDER_RACE_."""
-    if options.group is not None:
-        raise UserError(f"--data.group {options.group} is a column of a table: it needs --data.labels.")
-    rows = []
-    for file in files:
-        try:
-            rows.append((file, *parse_name(file.rpartition("/")[2])))
-        except LabelError as error:
-            rejects[file] = str(error)
-    table = pd.DataFrame(rows, columns=["file", *TASKS]).astype({"age": np.float64})
-    return Labels(table.assign(split="", person="", **dict.fromkeys(_SQUARE, np.nan)), rejects, [])
-
-
-def _from_pattern(files: list[str], pattern: str) -> pd.DataFrame:
-    """The parts of the names that are of the pattern, in columns, with their ``file``."""
-    pieces = _BRACES.split(pattern)
-    names, pieces[::2] = pieces[1::2], [re.escape(text) for text in pieces[::2]]
-    pieces[1::2] = [f"({_PARTS.get(name, '[^/]+')})" for name in names]
-    found = pd.Series(files, dtype=object).str.extract(f"^((?:.*/)?{''.join(pieces)})$", flags=re.IGNORECASE)
-    found = found.set_axis(["file", *names], axis=1).dropna()
-    if found.empty:
+def _from_names(files: list[str], form: str | None) -> pd.DataFrame:
+    """The parts of the names that are of a form, in columns, with their ``file``."""
+    names: list[str] = [*TASKS]
+    pattern = f"{NAME}[^/]*"
+    if form is not None:
+        pieces = _BRACES.split(form)
+        names, pieces[::2] = pieces[1::2], [re.escape(text) for text in pieces[::2]]
+        pieces[1::2] = [f"({_PARTS.get(name, '[^/]+')})" for name in names]
+        pattern = "".join(pieces)
+    found = pd.Series(files, dtype=object).str.extract(f"^(?:.*/)?{pattern}$", flags=re.IGNORECASE)
+    found = found.set_axis(names, axis=1).assign(file=files).dropna(how="all", subset=names)
+    if found.empty and form is not None:
         problem = f"none of {len(files):,} file names is of this form, {next(iter(files), '')} for one"
-        raise UserError(f"--data.labels {pattern}: {problem}.")
+        raise UserError(f"--data.labels {form}: {problem}.")
     return found
 
 
@@ -180,7 +169,7 @@ def _choose_columns(raw: pd.DataFrame, options: LabelOptions) -> pd.DataFrame:
     sources = {name: there[name] for name in _COLUMNS if name in there} | options.columns
     sources |= {} if options.group is None else {"person": options.group}
     pieces = {name: _BRACES.split(source) if "{" in source else ["", source, ""] for name, source in sources.items()}
-    columns = f"the columns of {options.labels} are {one_line(', '.join(raw))}"
+    columns = f"the columns of {options.labels or 'names, without --data.labels,'} are {one_line(', '.join(raw))}"
     for name in (name for each in pieces.values() for name in each[1::2]):
         if (count := list(raw.columns).count(name)) != 1:
             problem = f"{count} are called '{name}'" if count else f"none is called '{name}'{did_you_mean(name, raw)}"
