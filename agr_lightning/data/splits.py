@@ -108,24 +108,21 @@ def read_split(folder: Path, samples: pd.DataFrame, splits: Sequence[SplitName] 
 
     Raises UserError when there are no lists, a name is in two, or none of the names of one is among the samples.
     """
-    lists: dict[SplitName, list[str]] = {}
-    for name in splits:
-        if (folder / f"{name}.txt").is_file():
-            lists[name] = _read_list(folder / f"{name}.txt", samples["name"].tolist())
+    paths = {name: folder / f"{name}.txt" for name in splits}
+    lists = {name: _read_list(path, samples["name"].tolist()) for name, path in paths.items() if path.is_file()}
     if not lists:
         raise UserError(f"--data.split {folder} must be 'random' or a folder with train.txt, val.txt and test.txt.")
     for one, other in combinations(lists, 2):
         for sample in sorted(set(lists[one]).intersection(lists[other])):
             raise UserError(f"{sample} is in both {one}.txt and {other}.txt of {folder}; keep it in one.")
-    rows = {name: row for row, name in enumerate(samples["name"])}
     split: Split = dict.fromkeys(SPLITS, samples[:0])
     for name, listed in lists.items():
-        path, absent = folder / f"{name}.txt", [sample for sample in listed if sample not in rows]
-        if absent and len(absent) == len(listed):
-            raise UserError(f"{path}: none of its {len(listed):,} names is among the images, {absent[0]} for one.")
-        if absent:
-            _log.warning(f"{path}: {len(absent):,} of {len(listed):,} names are not among the images ({absent[0]}).")
-        split[name] = samples.iloc[[rows[sample] for sample in listed if sample in rows]].reset_index(drop=True)
+        split[name] = samples[samples["name"].isin(listed)].reset_index(drop=True)
+        if absent := sorted(set(listed).difference(split[name]["name"])):
+            problem, example = f"of its {len(listed):,} names", f"among the images, {absent[0]} for one"
+            if split[name].empty:
+                raise UserError(f"{paths[name]}: none {problem} is {example}.")
+            _log.warning(f"{paths[name]}: {len(absent):,} {problem} are not {example}.")
     _warn_of_leaks(split, str(folder))
     return split
 
