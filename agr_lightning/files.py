@@ -12,13 +12,17 @@ import shutil
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+from tqdm import tqdm
 
 from agr_lightning.messages import UserError
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 RUNS_FOLDER = "lightning_logs"
 
@@ -41,6 +45,9 @@ BEST, LAST = "best", "last"
 # Where Linux says what a container may use.
 _CGROUPS = Path("/sys/fs/cgroup")
 
+# So many rows are done ahead by threads, so that they do not run away from a slow disk, or fill the memory.
+_PORTION = 1024
+
 # A partial file or folder that nobody has written to for so long, in seconds, is of a process that was killed.
 _ABANDONED = 3600
 
@@ -58,6 +65,16 @@ def usable_cpus() -> int:
             quota, period = map(int, " ".join(file.read_text() for file in files).split())
             count = min(count, math.ceil(quota / period)) if quota > 0 else count
     return max(1, count)
+
+
+def in_threads(function: Callable[[int], _T], rows: Sequence[int], description: str) -> Iterator[_T]:
+    """What a function makes of each row, in their order, a portion ahead of what is asked for; with a progress bar."""
+    bar = tqdm(desc=description, total=len(rows), unit="image", delay=2, leave=False, disable=None)
+    with ThreadPoolExecutor(usable_cpus()) as pool, bar:
+        for start in range(0, len(rows), _PORTION):
+            for found in pool.map(function, rows[start : start + _PORTION]):
+                yield found
+                bar.update()
 
 
 def user_path(text: str) -> Path:

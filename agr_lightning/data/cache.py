@@ -3,23 +3,18 @@
 import contextlib
 import os
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from agr_lightning.data.index import Index
-from agr_lightning.files import usable_cpus
+from agr_lightning.files import in_threads
 from agr_lightning.images import ImageError, decode_face, read_bytes, resize
 from agr_lightning.messages import UserError
 
 # Part of what an image is known by: raise it when the pixels of the same file would differ.
 _CACHE_VERSION = 2
-
-# Images that are decoded before they are written, so that threads do not run ahead of a slow disk.
-_PORTION = 1024
 
 # What the file says of each image, before the pixels of all: of which source they are, and their checksum.
 _TAG = np.dtype([("source", "<u4"), ("checksum", "<u4")])
@@ -53,13 +48,10 @@ class ImageCache:
         missing = rows[self._tags["source"][rows] != self._sources[rows]]
         if not len(missing):
             return
-        bar = tqdm(desc="Decoding images", total=len(missing), unit="image", delay=2, leave=False, disable=None)
-        with self._opened() as file, ThreadPoolExecutor(usable_cpus()) as pool, bar:
-            for start in range(0, len(missing), _PORTION):
-                portion = missing[start : start + _PORTION].tolist()
-                for row, image in zip(portion, pool.map(self._decode, portion), strict=True):
-                    self._write(file, row, image)
-                    bar.update()
+        images = in_threads(self._decode, missing.tolist(), "Decoding images")
+        with self._opened() as file:
+            for row, image in zip(missing.tolist(), images, strict=True):
+                self._write(file, row, image)
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Some images, ``(rows, size, size, 3)``; read, since what is mapped counts as this process's memory."""

@@ -49,8 +49,8 @@ def find_groups(thumbnails: NDArray[np.uint8], digests: ArrayLike) -> NDArray[np
     """
     same_bytes = _first_of_each(digests)
     different = np.unique(same_bytes)
-    near = different[_near_pairs(thumbnails[different])]
-    return _components(np.stack([np.arange(len(thumbnails)), same_bytes], axis=1), near)
+    pairs = np.stack([np.arange(len(thumbnails)), same_bytes], axis=1)
+    return _components(pairs, _near_pairs(thumbnails, different))
 
 
 def join_groups(groups: NDArray[np.int64], persons: NDArray[Any]) -> NDArray[np.int64]:
@@ -104,13 +104,13 @@ def are_known(images: NDArray[np.uint8], known: NDArray[np.uint8], bits: int = C
         return np.fromiter(found, np.bool_, len(images))
 
 
-def _near_pairs(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Those that are copies by hash and correlation, int64 ``(pairs, 2)``.
+def _near_pairs(thumbnails: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of some rows that are copies by hash and correlation, int64 ``(pairs, 2)``.
 
     Compares those that lie near each other in the main directions of all: standardised, two with a correlation of r are
     sqrt(2 - 2 r) apart, and no projection is farther.
     """
-    textured = np.flatnonzero(np.ptp(thumbnails.reshape(-1, THUMBNAIL**2), 1))  # flat ones correlate with none
+    textured = rows[np.ptp(thumbnails.reshape(-1, THUMBNAIL**2), 1)[rows] > 0]  # flat ones correlate with none
     found = [np.empty((0, 2), np.int64)]
     if not len(textured):
         return found[0]

@@ -5,26 +5,25 @@ import os
 import shutil
 import zipfile
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from agr_lightning.data.duplicates import THUMBNAIL, find_groups, fingerprints, join_groups
 from agr_lightning.data.tables import LabelOptions, read_labels
-from agr_lightning.files import atomic_folder, atomic_write, cache_folder, stamp, usable_cpus, user_path, walk_files
+from agr_lightning.files import atomic_folder, atomic_write, cache_folder, in_threads, stamp, user_path, walk_files
 from agr_lightning.images import CANNOT_BE_READ, ImageError, decode_face, read_bytes
 from agr_lightning.labels import MISSING, TASKS
 from agr_lightning.messages import UserError
 
 # Part of the name of every stored scan: raise it when what is stored, or how it is computed, changes.
-_SCAN_VERSION = 6
-_SCAN = ["file", "box", "size", "mtime_ns", "reason", "digest", "thumbnail", "photo", "fingerprint"]
+_SCAN_VERSION = 7
+_SCAN = ["file", "box", "size", "mtime_ns", "reason", "digest", "photo", "fingerprint"]
 
 
 @dataclass(frozen=True)
@@ -124,25 +123,31 @@ def _digest(content: bytes) -> str:
 def _scan(folder: Path, files: list[str], boxes: NDArray[np.float64], stored: Path) -> pd.DataFrame:
     """Looks at the content of each file, or at what an earlier scan found; the columns are ``_SCAN``."""
     stamps = [(file, box.tobytes(), *stamp(f"{folder}/{file}")) for file, box in zip(files, boxes, strict=True)]
-    earlier = _load(stored)
-    rows = ((file, box.tobytes(), *rest) for file, box, *rest in earlier.itertuples(index=False, name=None))
+    arrays = _load(stored, _SCAN)
+    earlier = pd.DataFrame(
+        {name: list(each) if each.ndim > 1 else each for name, each in arrays.items()}, columns=_SCAN
+    )
+    rows = ((file, box.tobytes(), *rest) for file, box, *rest in earlier[_SCAN[:5]].itertuples(index=False, name=None))
     # A file that could not be opened is tried again: permissions change without its time of change.
-    known = {row[:4]: row[4:7] for row in rows if not row[4].startswith(CANNOT_BE_READ)}
-    new = [each for each in stamps if each not in known]
+    known = {(*each,): row for row, (*each, reason) in enumerate(rows) if not reason.startswith(CANNOT_BE_READ)}
     if stamps == [*known]:
         return earlier
-    with ThreadPoolExecutor(usable_cpus()) as pool:
-        found = pool.map(lambda each: _look(folder / each[0], np.frombuffer(each[1])), new)
-        bar = tqdm(found, "Checking images", len(new), unit="image", delay=2, leave=False, disable=None)
-        known.update(zip(new, bar, strict=True))
-    scan = pd.DataFrame([(*each, *known[each], row) for row, each in enumerate(stamps)], columns=_SCAN[:-1])
-    scan["box"] = [*boxes]
-    images = np.flatnonzero(scan["reason"] == "")
-    thumbnails = np.array([*scan["thumbnail"]], np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL)
-    scan.loc[images, "photo"] = images[find_groups(thumbnails[images], scan["digest"][images])]
-    scan["fingerprint"] = [*fingerprints(thumbnails)]
+    before = _load(stored, ["thumbnail"])
+    source = np.array([known.get(each, -1) if before else -1 for each in stamps])
+    kept, new = source >= 0, np.flatnonzero(source < 0).tolist()
+    thumbnails = np.zeros((len(stamps), THUMBNAIL, THUMBNAIL), np.uint8)
+    reasons, digests = np.full((2, len(stamps)), "", object)
+    if kept.any():
+        thumbnails[kept] = before["thumbnail"][source[kept]]
+        reasons[kept], digests[kept] = earlier[["reason", "digest"]].to_numpy()[source[kept]].T
+    looks = in_threads(lambda row: _look(folder / files[row], boxes[row]), new, "Checking images")
+    for row, look in zip(new, looks, strict=True):
+        reasons[row], digests[row], thumbnails[row] = look
+    scan = pd.DataFrame(stamps, columns=_SCAN[:4]).assign(box=[*boxes], reason=reasons, digest=digests)
+    scan = scan.assign(photo=find_groups(thumbnails, digests.astype(str)), fingerprint=[*fingerprints(thumbnails)])
+    columns = {name: np.array(scan[name].tolist()) for name in _SCAN} | {"thumbnail": thumbnails}
     with atomic_write(stored) as output:
-        np.savez(output, *(np.array(scan[name].tolist()) for name in _SCAN))
+        np.savez(output, **{f"scan_{name}": column for name, column in columns.items()})  # type: ignore[arg-type]
     return scan
 
 
@@ -157,14 +162,13 @@ def _look(path: Path, box: NDArray[np.float64]) -> tuple[str, str, NDArray[np.ui
     return "", hashlib.blake2b(content + box.tobytes(), digest_size=16).hexdigest(), np.asarray(gray)
 
 
-def _load(stored: Path) -> pd.DataFrame:
-    """What an earlier scan found; nothing when there was none, or it cannot be read."""
+def _load(stored: Path, names: list[str]) -> dict[str, NDArray[Any]]:
+    """Some of what an earlier scan stored; nothing when there was none, or it cannot be read."""
     try:
         with np.load(stored) as arrays:
-            columns = zip(_SCAN, arrays.values(), strict=True)
-            return pd.DataFrame({name: list(column) if column.ndim > 1 else column for name, column in columns})
+            return {name: arrays[f"scan_{name}"] for name in names}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent, or not what this version wrote
-        return pd.DataFrame(columns=_SCAN)
+        return {}
 
 
 def derived_files(root: str, cache_dir: str | None = None) -> list[Path]:
