@@ -1,4 +1,4 @@
-"""How much it matters where a face is cropped: with shifted and scaled boxes, and as face detectors crop.
+"""How much it matters where a face is cropped: with shifted and scaled boxes, and as faces are found.
 
 Shifts and scales are shares of the side of UTKFace's own crop; what lies beyond it repeats its edge, so that larger
 boxes and shifts lose more here than in a photo. Detectors get the crop turned by up to 20 degrees in a larger picture.
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from score import Score, score, unseen
 
-from agr_lightning.inference.detectors import build_detector, find_faces
+from agr_lightning.inference.centerface import find_faces
 from agr_lightning.inference.faces import Face, square
 from agr_lightning.inference.predictor import Predictor
 
@@ -53,18 +53,15 @@ def main() -> None:
     some = samples[: chosen.detector_images]
     pictures = [_in_a_picture(image, number) for number, image in enumerate(images[: len(some)])]
     print(f"\n{len(some)} of them, turned by up to 20 degrees in pictures of 640x480\n")
-    print("| detector, side of its crop | found | age MAE (years) | gender | race |\n|---|---|---|---|---|")
+    print("| faces, side of their crops | found | age MAE (years) | gender | race |\n|---|---|---|---|---|")
     crops = [face.crop(picture, 200) for picture, face in pictures]
     print(f"| none: as they were put in | {len(some)} | {score(predictor, some, crops).cells()} |")
-    for name in ("centerface", "haar"):
-        detector = build_detector(name)  # type: ignore[arg-type]
-        assert detector is not None
-        found = [find_faces(detector, picture, None, 1, 0.4) for picture, _ in pictures]
-        hits = [index for index, faces in enumerate(found) if faces]
-        for margin in MARGINS:
-            crops = [_scaled(found[index][0], margin).crop(pictures[index][0], 200) for index in hits]
-            cells = score(predictor, some.iloc[hits], crops).cells() if hits else "| |"
-            print(f"| {name}, x {margin:.2f} | {len(hits)} | {cells} |", flush=True)
+    found = [find_faces(picture, None, 1, 0.4) for picture, _ in pictures]
+    hits = [index for index, faces in enumerate(found) if faces]
+    for margin in MARGINS:
+        crops = [_scaled(found[index][0], margin).crop(pictures[index][0], 200) for index in hits]
+        cells = score(predictor, some.iloc[hits], crops).cells() if hits else "| |"
+        print(f"| found, x {margin:.2f} | {len(hits)} | {cells} |", flush=True)
 
 
 def _box(image: Image, right: float, down: float, scale: float) -> Image:

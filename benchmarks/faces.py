@@ -3,7 +3,7 @@
 Four faces stand in each scene, in front of a picture without faces: whole or cut by its edges, small or large, tilted,
 dark, or in a photo that lies on its side. BACKGROUNDS is a folder of such pictures, of any sizes: landscapes, textures.
 
-python benchmarks/faces.py --root UTKFace --backgrounds FOLDER [--detector centerface] [--faces 108]
+python benchmarks/faces.py --root UTKFace --backgrounds FOLDER [--faces 108]
 """
 
 import argparse
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from score import unseen
 
 from agr_lightning.images import read_rgb, resize
-from agr_lightning.inference.detectors import Detector, build_detector, find_faces
+from agr_lightning.inference.centerface import find_faces
 from agr_lightning.inference.faces import Face, square
 from agr_lightning.inference.photos import PhotoOptions
 from agr_lightning.labels import AGE_BANDS, age_band
@@ -75,12 +75,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="folder of UTKFace images")
     parser.add_argument("--backgrounds", required=True, help="folder of pictures without faces")
-    parser.add_argument("--detector", default="centerface")
     parser.add_argument("--faces", type=int, default=108, help="of each kind")
     parser.add_argument("--megapixels", type=float, default=24, help="of the largest photos")
     chosen = parser.parse_args()
-    detector = build_detector(chosen.detector)
-    assert detector is not None
     samples, images = unseen(chosen.root, [None], 1900)
     # The same number of each age band, one after the other.
     bands: list[list[int]] = [[] for _ in AGE_BANDS]
@@ -95,7 +92,7 @@ def main() -> None:
     for kind in KINDS:
         if kind.photo[0] * kind.photo[1] > chosen.megapixels * 1e6:
             continue
-        best, seconds = _search(kind, [images[index] for index in order], backgrounds, detector)
+        best, seconds = _search(kind, [images[index] for index in order], backgrounds)
         shares = [np.mean(best >= value) for value in CONFIDENCES]
         shares += [np.mean(best[band :: len(bands)] >= DEFAULT) for band in range(len(bands))]
         print(f"| {kind.name} | {' | '.join(f'{share:.1%}' for share in shares)} | {seconds:.2f} |", flush=True)
@@ -104,16 +101,16 @@ def main() -> None:
     times = []
     for path in backgrounds:
         picture, start = read_rgb(path), time.perf_counter()
-        faces = find_faces(detector, picture, None)
+        faces = find_faces(picture, None)
         times.append(time.perf_counter() - start)
-        found += [face.probability or 1.0 for face in faces]
+        found += [face.probability for face in faces]
     counts = [sum(probability >= value for probability in found) for value in CONFIDENCES]
     print(f"\nfalse faces in {len(backgrounds)} pictures without any, by least confidence\n")
     print(f"| {' | '.join(heads[: len(counts)])} | s |\n|{'---|' * (len(counts) + 1)}")
     print(f"| {' | '.join(map(str, counts))} | {statistics.mean(times):.2f} |")
 
 
-def _search(kind: Kind, crops: list[Image], backgrounds: list[Path], detector: Detector) -> tuple[Image, float]:
+def _search(kind: Kind, crops: list[Image], backgrounds: list[Path]) -> tuple[Image, float]:
     """How sure the detector is of each face, 0 where it is not found, and the mean seconds for a photo."""
     best, times = np.zeros(len(crops)), []
     for first in range(0, len(crops), 4):
@@ -121,10 +118,10 @@ def _search(kind: Kind, crops: list[Image], backgrounds: list[Path], detector: D
             kind, crops[first : first + 4], read_rgb(backgrounds[first // 4 % len(backgrounds)]), first
         )
         start = time.perf_counter()
-        found = find_faces(detector, photo, kind.min_size)
+        found = find_faces(photo, kind.min_size)
         times.append(time.perf_counter() - start)
         for number, face in enumerate(faces):
-            sure = [other.probability or 1.0 for other in found if _same(face, other)]
+            sure = [other.probability for other in found if _same(face, other)]
             best[first + number] = max(sure, default=0.0)
     return best, statistics.mean(times)
 

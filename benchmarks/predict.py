@@ -78,7 +78,6 @@ def _show_first_answers(repeats: int) -> None:
     alternatives: dict[str, Callable[[], float]] = {
         "import torch": lambda: seconds(sys.executable, "-c", "import torch"),
         "predict": lambda: seconds(*COMMAND, photo),
-        "predict --faces haar": lambda: seconds(*COMMAND, photo, "--faces=haar"),
         "predict --faces none": lambda: seconds(*COMMAND, photo, "--faces=none"),
         "... with weights of torch": lambda: seconds(*COMMAND, photo, "--faces=none", f"--ckpt_path={SHIPPED['agr']}"),
     }

@@ -17,8 +17,8 @@ from agr_lightning.audit import audit
 from agr_lightning.data.index import build_index
 from agr_lightning.images import read_rgb, resize
 from agr_lightning.inference import crop as crop_module
+from agr_lightning.inference.centerface import find_faces
 from agr_lightning.inference.crop import COLUMNS, crop, not_crops
-from agr_lightning.inference.detectors import build_detector, find_faces
 from agr_lightning.messages import UserError
 from tests.conftest import FAST, save_noise
 from tests.drawn_face import GROUND, draw_face, draw_photo
@@ -83,9 +83,7 @@ def test_crops_have_the_names_of_their_photos(photos: Path, caplog: pytest.LogCa
             assert image.format == kind and image.size == (200, 200) and image.mode == "RGB"
     # Without loss, what the finder crops.
     photo = read_rgb("photos/31_1_2_one.png")
-    detector = build_detector("centerface")
-    assert detector is not None
-    (face,) = find_faces(detector, photo, None, confidence=0.4)
+    (face,) = find_faces(photo, None, confidence=0.4)
     assert (read_rgb("new/crops/31_1_2_one.png") == face.crop(photo, 200)).all()
 
 
@@ -332,16 +330,6 @@ def test_drawn_cards_and_noise_are_not_accused(here: Path, cards: Path, run: Run
     assert not_crops(build_index(str(cards))) is not_crops(build_index("noise")) is None
     code, out, err = run("fit", "--data.synthetic", "60", "--trainer.max_epochs", "1", *FAST)
     assert code == 0 and "crop them first" not in out, err
-
-
-def test_without_centerface_shapes_tell(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing() -> None:
-        raise UserError("--faces centerface needs the file")
-
-    monkeypatch.setattr("agr_lightning.inference.centerface.open_network", missing)
-    monkeypatch.setattr(crop_module, "open_network", missing)
-    assert _misfits(_loose) is None
-    assert "of other shapes: 32, without" in str(_misfits(lambda head: head[:100]))
 
 
 @pytest.mark.real_data

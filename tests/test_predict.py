@@ -60,9 +60,9 @@ def photos(here: Path) -> Path:
 
 
 def _predict(path: str, **options: Any) -> list[dict[str, str]]:
-    """The rows of a table that `predict` writes without a Trainer, by Haar's faces."""
+    """The rows of a table that `predict` writes without a Trainer."""
     before = len(list(Path("lightning_logs").glob("*")))
-    predict(Inputs(path), **({"faces": "haar"} | options))
+    predict(Inputs(path), **options)
     return _rows(Path(), before)
 
 
@@ -86,7 +86,7 @@ def test_every_face_and_every_input_has_a_row(photos: Path, caplog: pytest.LogCa
         _check_rows(_predict("photos"))
     assert caplog.messages == [
         "Network      agr",
-        "Faces        found by haar; for face crops, --faces none is quicker",
+        "Faces        found by centerface; for face crops, --faces none is quicker",
         "4 inputs: 3 ok, 1 no_face, 1 unreadable",
         "Predictions  lightning_logs/version_0/predictions.csv",
     ]
@@ -94,14 +94,14 @@ def test_every_face_and_every_input_has_a_row(photos: Path, caplog: pytest.LogCa
 
 @pytest.mark.parametrize("options", [(), TRAINER], ids=["alone", "with a Trainer"])
 def test_so_it_has_on_the_command_line(photos: Path, here: Path, run: Run, options: tuple[str, ...]) -> None:
-    code, out, err = run("predict", "--data.predict_path", "photos", "--faces", "haar", *options)
+    code, out, err = run("predict", "--data.predict_path", "photos", *options)
     assert code == 0 and "4 inputs: 3 ok, 1 no_face, 1 unreadable" in out, err
     _check_rows(_rows(here))
 
 
 def test_both_ways_say_the_same(photos: Path, here: Path, run: Run) -> None:
     for number, options in enumerate([(), TRAINER]):
-        run("predict", "--data.predict_path", "photos", "--faces", "haar", *options)
+        run("predict", "--data.predict_path", "photos", *options)
         rows = _rows(here, number)
         if number == 0:
             first = rows
@@ -114,7 +114,7 @@ def test_both_ways_say_the_same(photos: Path, here: Path, run: Run) -> None:
 
 
 def test_the_largest_the_smallest_and_json(photos: Path, here: Path) -> None:
-    predict(Inputs("photos"), format="jsonl", faces="haar", largest=1, min_size=150)
+    predict(Inputs("photos"), format="jsonl", largest=1, min_size=150)
     text = (here / "lightning_logs" / "version_0" / "predictions.jsonl").read_text()
     rows = [json.loads(line) for line in text.splitlines()]
     assert [row["status"] for row in rows] == ["ok", "ok", "no_face", "unreadable"]
@@ -156,7 +156,7 @@ def test_copies_show_boxes_and_labels(deep: Path) -> None:
 
 
 def test_copies_of_a_trainer_do_too(deep: Path, run: Run) -> None:
-    options = ("--data.predict_path", "photos", "--faces", "haar", "--annotate", "copies", *TRAINER)
+    options = ("--data.predict_path", "photos", "--annotate", "copies", *TRAINER)
     code, _, err = run("predict", *options)
     assert code == 0, err
     _check_copies(Path("copies"))
@@ -259,10 +259,10 @@ def test_one_input_that_breaks_the_detector_does_not_stop_the_others(
 ) -> None:
     find = photos_module.find_faces
 
-    def fragile(detector: Any, photo: Any, *options: Any) -> Any:
+    def fragile(photo: Any, *options: Any) -> Any:
         if photo.mean() < 180:
             raise ValueError("torch.cat(): expected a non-empty list of Tensors")
-        return find(detector, photo, *options)
+        return find(photo, *options)
 
     monkeypatch.setattr(photos_module, "find_faces", fragile)
     rows = _predict("photos")
@@ -273,7 +273,7 @@ def test_one_input_that_breaks_the_detector_does_not_stop_the_others(
 
 def test_best_is_that_of_the_root(photos: Path, here: Path, run: Run, trained: Path) -> None:
     copy_run(trained, here / "there")
-    options = ("--data.predict_path", "photos", "--faces", "haar", "--trainer.default_root_dir", "there")
+    options = ("--data.predict_path", "photos", "--trainer.default_root_dir", "there")
     code, out, err = run("predict", "--ckpt_path", "best", *options)
     assert code == 0 and "there/lightning_logs/version_0/checkpoints/best.ckpt" in out, err
 
@@ -281,7 +281,7 @@ def test_best_is_that_of_the_root(photos: Path, here: Path, run: Run, trained: P
 def test_no_faces_are_looked_for_in_drawn_cards(photos: Path) -> None:
     for options, of_cards, found in (
         (PhotoOptions(), True, "each photo is taken as one"),
-        (PhotoOptions("haar"), True, "found by haar"),
+        (PhotoOptions("centerface"), True, "found by centerface"),
         (PhotoOptions(), False, "found by centerface"),
     ):
         assert PhotoReader(options, 64, of_cards=of_cards).description.startswith(found)
@@ -355,7 +355,7 @@ def test_frames_of_a_video(here: Path, run: Run, options: tuple[str, ...] | None
     if options is None:
         rows = _predict("*.[am]*", every=1, annotate="c")
     else:
-        path = ("--data.predict_path", "*.[am]*", "--faces", "haar", "--every", "1", "--annotate=c")
+        path = ("--data.predict_path", "*.[am]*", "--every", "1", "--annotate=c")
         code, _, err = run("predict", *path, *options)
         assert code == 0, err
         rows = _rows(here)
@@ -460,7 +460,7 @@ def test_more_photos_than_are_read_ahead_come_in_their_order(here: Path, keep_pi
 
 
 def test_photos_are_upright_and_of_any_kind(here: Path) -> None:
-    reader = PhotoReader(PhotoOptions("haar"), 64)
+    reader = PhotoReader(PhotoOptions("centerface"), 64)
     photo = Image.fromarray(draw_photo((200, 60, 320)))
     turned = photo.rotate(90, expand=True)
     exif = turned.getexif()
@@ -516,7 +516,7 @@ def test_hostile_inputs_are_rows(here: Path) -> None:
         ({"min_size": 0.5}, "--min_size 0.5 must be 1 or more."),
         ({"min_confidence": 1.01}, "--min_confidence 1.01 must be from 0 to 1."),
         ({"min_confidence": math.nan}, "--min_confidence nan must be from 0 to 1."),
-        ({"faces": "mtcnn"}, "--faces mtcnn must be one of auto, centerface, haar, none."),
+        ({"faces": "mtcnn"}, "--faces mtcnn must be one of auto, centerface, none."),
         ({"every": 0}, "--every 0 must be above 0 seconds."),
         ({"batch_size": 0}, "--data.batch_size 0 must be 1 or more."),
         ({"ckpt_path": "nowhere.onnx"}, "--ckpt_path nowhere.onnx cannot be read: No such file or directory."),
@@ -554,7 +554,7 @@ def test_what_the_user_can_cure(photos: Path, here: Path, options: dict[str, Any
 )
 def test_mistakes_end_in_a_line(photos: Path, run: Run, options: tuple[str, ...], code: int, message: str) -> None:
     Path("a.onnx").write_text("no")
-    found, _, err = run("predict", "--data.predict_path", "photos", "--faces=haar", *options)
+    found, _, err = run("predict", "--data.predict_path", "photos", *options)
     assert found == code and message in err and err.count("\n") == 1
 
 

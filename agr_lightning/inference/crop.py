@@ -135,15 +135,11 @@ def _save(pixels: Pixels, path: Path) -> None:
 
 
 def not_crops(index: Index) -> str | None:
-    """A line that says so where images of a data set are no face crops like UTKFace's, by some of them; else None.
-
-    Without CenterFace, only their shapes tell.
-    """
+    """A line that says so where images of a data set are no face crops like UTKFace's, by some of them; else None."""
     places = np.unique(np.linspace(0, len(index.samples) - 1, _LOOKED_AT, dtype=int))
     files = [index.folder / file for file in index.samples["file"].iloc[places]]
     boxes = index.samples["box"].iloc[places]
-    with contextlib.suppress(UserError):  # where it is not installed; else once, before threads do
-        open_network()
+    open_network()  # once, before threads do
     with ThreadPoolExecutor(usable_cpus()) as pool:
         kinds = Counter(pool.map(_misfit, files, boxes))
     if kinds.total() - kinds[""] < _WORTH_A_LINE * len(files):
@@ -157,14 +153,14 @@ def not_crops(index: Index) -> str | None:
 
 def _misfit(path: Path, box: NDArray[np.float64]) -> str:
     """Why an image is no crop, its "shape" or the "face" in it; empty where it may be one."""
-    with contextlib.suppress(ImageError, UserError):
+    with contextlib.suppress(ImageError):
         pixels = decode_face(read_bytes(path), box, draft=2 * _LARGE)
         sides = np.array(pixels.shape[1::-1])
         if sides.max() > _LONGER * sides.min():
             return "shape"
         faces = find_at_size(shrink(pixels, min(1.0, _SIZE / sides.max())), pixels)
-        face = max(faces, key=lambda face: face.probability or 0, default=None)
-        if face is None or (face.probability or 0) < PhotoOptions.min_confidence:
+        face = max(faces, key=lambda face: face.probability, default=None)
+        if face is None or face.probability < PhotoOptions.min_confidence:
             return "face" if sides.max() > _LARGE else ""
         shift = np.abs(face.middle / sides - 0.5).max()
         return "face" if face.side < _LEAST_SIDE * sides.min() or shift > _MOST_SHIFT else ""

@@ -20,7 +20,7 @@ class Box(NamedTuple):
     Attributes:
         x, y: its left and top.
         width, height: of it.
-        face_probability: how sure the detector is; None where it does not say.
+        face_probability: how sure the detector is; None where none has looked.
     """
 
     x: int
@@ -36,11 +36,11 @@ class Face:
 
     Attributes:
         corners: of its square: top left, top right and bottom left in the photo, float64 ``(3, 2)``.
-        probability: how sure the detector is; None where it does not say.
+        probability: how sure the detector is; 0 where none has looked.
     """
 
     corners: Points
-    probability: float | None = None
+    probability: float = 0.0
 
     @property
     def side(self) -> float:

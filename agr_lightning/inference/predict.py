@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from agr_lightning.files import PREDICTIONS_FILES, RUNS_FOLDER, atomic_write, reserve_run, user_path
 from agr_lightning.inference.annotate import annotator
-from agr_lightning.inference.detectors import build_detector
+from agr_lightning.inference.centerface import open_network
 from agr_lightning.inference.inputs import find_photos
 from agr_lightning.inference.parts import Row, describe_job, open_part, read_part, unfinished_run
 from agr_lightning.inference.photos import Photo, PhotoOptions, PhotoReader, photo_batches
@@ -84,11 +84,12 @@ def predict(
         paths = find_photos(data.predict_path)
         rows = Output(paths, format, annotate, output, resume)
         with ThreadPoolExecutor(1) as pool:
-            pool.submit(build_detector, options.faces)  # opens its network meanwhile; what is wrong, the reader says
+            if options.faces != "none":
+                pool.submit(open_network)
             predictor = Predictor.load(ckpt_path)
         reader = PhotoReader(options, predictor.image_size, annotate is not None, predictor.of_cards)
         _log.info(f"Network      {predictor.source}")
-        advice = "" if reader.detector is None else "; for face crops, --faces none is quicker"
+        advice = "; for face crops, --faces none is quicker" if reader.finds_faces else ""
         _log.info(f"Faces        {reader.description}{advice}")
         rows.open(None, predictor.source, batch_size=data.batch_size, **asdict(options))
 

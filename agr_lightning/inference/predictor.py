@@ -52,7 +52,7 @@ class Answer:
         genders: probability of each of ``labels.GENDERS``.
         races: probability of each of ``labels.RACES``.
         prob_under_18: probability of an age below 18 years; None also where the network gives no distribution of ages.
-        face_probability: how sure the face detector was; None for crops, and where it does not say.
+        face_probability: how sure the face detector was; None for crops.
     """
 
     age: float | None = None
