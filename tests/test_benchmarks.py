@@ -21,7 +21,7 @@ SMALLEST = {
     "faces": ("--faces", "9", "--megapixels", "2", "--root", "{cards}", "--backgrounds", "{cards}"),
     "exported": ("--images", "20", "--networks", "small", "--root", "{cards}"),
     "startup": ("--images", "100", "--repeats", "1"),
-    "copies": ("--sizes", "100", "--root", "{cards}"),
+    "scale": ("--sizes", "100", "--root", "{cards}"),
     "identity": ("--images", "5", "--root", "{cards}"),
     "memory": ("--sizes", "100", "--steps", "2"),
     "time_to_accuracy": ("--seeds", "1", "--root", "{cards}", "--config", "short.yaml"),
