@@ -3,7 +3,7 @@
 import codecs
 import contextlib
 import errno
-import glob
+import functools
 import json
 import logging
 import math
@@ -201,13 +201,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _partial(path: Path) -> Path:
-    """A name beside ``path`` that nobody else has; what killed processes have left under such names is removed."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+    """A name beside ``path`` that nobody else has."""
+    _sweep(path.parent)
+    name = os.fsencode(path.name)[:200].decode(errors="ignore")  # with the rest, less than the 255 bytes of a name
+    return path.with_name(f".{name}.{uuid.uuid4().hex[:8]}.partial")
+
+
+@functools.cache  # once for a folder: to list thousands of files for each that is written would take longer than that
+def _sweep(folder: Path) -> None:
+    """Removes what killed processes have left under names of ``_partial``."""
+    for left in folder.glob(f".*.{8 * '[0-9a-f]'}.partial"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > _ABANDONED:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-    name = os.fsencode(path.name)[:200].decode(errors="ignore")  # with the rest, less than the 255 bytes of a name
-    return path.with_name(f".{name}.{uuid.uuid4().hex[:8]}.partial")
 
 
 def run_name(run: Path) -> str:

@@ -193,12 +193,12 @@ def test_a_job_that_was_killed_is_resumed(photos: Path, run: Run, monkeypatch: p
 
     save, saved = Image.Image.save, list[str]()
 
-    def stopping(image: Image.Image, path: Any, *options: Any, **more: Any) -> None:
-        saved.append(str(path))
+    def stopping(image: Image.Image, file: Any, *options: Any, **more: Any) -> None:
+        saved.append(file.name)
         if len(saved) == 6:
-            Path(path).write_bytes(b"half")
+            file.write(b"half")
             raise Killed
-        save(image, path, *options, **more)
+        save(image, file, *options, **more)
 
     monkeypatch.setattr(Image.Image, "save", stopping)
     monkeypatch.setattr(crop_module.Output, "stop", lambda output: output._part.close())  # as SIGKILL does

@@ -39,10 +39,9 @@ def test_names_may_be_as_long_as_file_systems_take(tmp_path: Path, name: str) ->
 
 
 def test_what_a_killed_writer_left_is_swept_up(tmp_path: Path) -> None:
-    old, new, other = (tmp_path / f".{name}.partial" for name in ("a.txt.1", "a.txt.2", "b.txt.1"))
+    old, new, other = (tmp_path / f".{name}.partial" for name in ("a.txt.0123abcd", "b.4567cdef", "of others"))
     for partial in (old, new, other):
         partial.touch()
-    os.utime(old, (1, 1))
-    os.utime(other, (1, 1))
+        os.utime(partial, None if partial == new else (1, 1))
     files.atomic_text(tmp_path / "a.txt", "text")
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", new.name, other.name}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from agr_lightning.data.index import Index
-from agr_lightning.files import usable_cpus, user_path
+from agr_lightning.files import atomic_write, usable_cpus, user_path
 from agr_lightning.images import ImageError, decode_face, read_bytes, resize
 from agr_lightning.inference.annotate import cut_name
 from agr_lightning.inference.centerface import find_at_size, open_network
@@ -84,7 +84,11 @@ def crop(photos: str, out: str, size: int = 200, largest: int | None = 1, resume
         output.add(rows)  # first, so that a resumed job makes all crops again that may be half there
         crops = chain.from_iterable(photo.crops[:largest] for photo in photos)
         for row, pixels in zip((row for row in rows if "crop" in row), crops, strict=True):
-            _save(resize(pixels, min(size, _ENLARGED * int(row["width"]))), folder / str(row["crop"]))
+            path = folder / str(row["crop"])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(resize(pixels, min(size, _ENLARGED * int(row["width"]))))
+            with atomic_write(path) as file:
+                image.save(file, _FORMATS.get(path.suffix.lower(), "JPEG"), quality=95)
 
     counts = output.fill(reader, _BATCH, write)
     if largest is not None:
@@ -124,14 +128,6 @@ def _rows(photo: Photo, root: str, largest: int | None) -> Iterator[Row]:
             own = f"{frame}.face{face}" if len(boxes) > 1 else frame
             row["crop"] = below.with_name(cut_name(below.name, f"{own}.jpg") if own else below.name).as_posix()
         yield row
-
-
-def _save(pixels: Pixels, path: Path) -> None:
-    """Writes a crop, whole or not at all. Nobody else writes there: atomic_write would list the folder for each."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(".crop.partial")
-    Image.fromarray(pixels).save(partial, _FORMATS.get(path.suffix.lower(), "JPEG"), quality=95)
-    partial.replace(path)
 
 
 def not_crops(index: Index) -> str | None:
