@@ -137,7 +137,7 @@ def test_a_part_of_a_face_does_not_say_how_a_photo_lies(monkeypatch: pytest.Monk
 def test_confidence_is_the_least_probability() -> None:
     photo = draw_photo((40, 100, 220), (330, 40, 380))
     faces = find_faces(photo, None)
-    sure = [face.probability or 0 for face in faces]
+    sure = [face.probability for face in faces]
     assert max(sure) > 0.5
     limit = sorted(sure)[-1]
     assert [face.probability for face in find_faces(photo, None, confidence=limit)] == [limit]
