@@ -316,7 +316,7 @@ def test_two_processes_measure_what_one_measures(trained: Path, here: Path, run)
     assert first["n"] == second["n"] == len(names) - 1
     for kind in (float, int, str):
         numbers = [{k: v for k, v in _flat(found).items() if type(v) is kind} for found in (first, second)]
-        assert numbers[1] == (pytest.approx(numbers[0], rel=1e-5) if kind is float else numbers[0])
+        assert numbers[1] == (pytest.approx(numbers[0], rel=1e-5, abs=1e-5) if kind is float else numbers[0])
 
 
 def _flat(value: object, prefix: str = "") -> dict[str, object]:
