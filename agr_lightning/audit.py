@@ -1,6 +1,5 @@
 """What is wrong with a data folder: for a terminal, and whole in JSON."""
 
-import shutil
 from collections import Counter
 from typing import Any
 
@@ -9,7 +8,7 @@ import pandas as pd
 
 from agr_lightning.data.index import Index, build_index, derived_files
 from agr_lightning.data.tables import LabelOptions
-from agr_lightning.files import atomic_json, cache_folder, user_path
+from agr_lightning.files import atomic_json, cache_folder, remove, user_path
 from agr_lightning.inference.crop import not_crops
 from agr_lightning.labels import AGE_BANDS, CLASSES, MISSING, TASKS, age_band
 
@@ -34,7 +33,7 @@ def audit(
     if clear_cache:
         cached = _cached(root, cache_dir)
         for path in derived_files(root, cache_dir):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove(path)
         return f"removed {cached}"
     index = build_index(root, cache_dir, "DIR", LabelOptions(**labels))
     samples = index.samples

@@ -1,21 +1,17 @@
-"""What a run writes into its folder: checkpoints, config.yaml, splits, results, figures, curves and predictions."""
+"""What a run writes into its folder beside checkpoints: config.yaml, splits, results, figures, curves, predictions."""
 
-import io
 import logging
 import os
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
 import yaml
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 from agr_lightning import files
@@ -28,33 +24,9 @@ from agr_lightning.inference.predictor import answers
 from agr_lightning.messages import STDOUT, UserError
 from agr_lightning.models.network import Predictions
 from agr_lightning.module import AGRModule
+from agr_lightning.run_checkpoints import LastCheckpoint, RunCheckpoint, run_folder
 
 _log = logging.getLogger(__name__)
-
-# Run folders of Trainers whose logger has none.
-_RESERVED: WeakKeyDictionary[Trainer, str] = WeakKeyDictionary()
-
-
-def run_folder(trainer: Trainer) -> Path | None:
-    """Where a run's files go: the folder of its first logger; None without a logger and under fast_dev_run.
-
-    A logger that writes to no folder of its own, but to a database for example, leaves the run the next
-    ``lightning_logs/version_N``. To be called on all processes: they ask each other for the folder's name.
-    """
-    if trainer.logger is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return None
-    logger = trainer.loggers[0]
-    if isinstance(logger, TensorBoardLogger | CSVLogger):
-        folder = logger.log_dir
-    else:
-        if trainer not in _RESERVED and trainer.is_global_zero:
-            root = Path(trainer.default_root_dir)
-            _RESERVED[trainer] = str(root / files.RUNS_FOLDER / f"version_{files.reserve_run(root)}")
-        folder = _RESERVED.get(trainer, "")
-    path = Path(trainer.strategy.broadcast(folder))
-    if trainer.is_global_zero:
-        path.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def training_callbacks(logger: bool = True) -> list[Callback]:
@@ -65,38 +37,9 @@ def training_callbacks(logger: bool = True) -> list[Callback]:
     """
     # Two, since `save_last` of the first would save nothing after epochs that are not the best so far.
     best = RunCheckpoint(monitor="val/loss", filename=files.BEST, enable_version_counter=False)
-    last = RunCheckpoint(filename=files.LAST, save_on_train_epoch_end=True, enable_version_counter=False)
+    last = LastCheckpoint(filename=files.LAST, save_on_train_epoch_end=True, enable_version_counter=False)
     logged = [LearningRateMonitor("step"), TrainingWriter(), ResultsWriter()] if logger else []
     return [best, last, *logged]
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints whole or not at all: a full disk leaves the one before."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Writes a checkpoint under its name when all of it is on the disk."""
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with files.atomic_write(Path(path)) as file:
-            file.write(content.getbuffer())
-
-
-class RunCheckpoint(ModelCheckpoint):
-    """A checkpoint of one name in the run folder."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        folder = run_folder(trainer)
-        if self.dirpath is None and folder is not None:
-            self.dirpath = str(folder / files.CHECKPOINTS_FOLDER)
-        super().setup(trainer, pl_module, stage)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the best so far, also of a run whose folder was moved, which Lightning forgets."""
-        score, here = state_dict["best_model_score"], str(Path(self.dirpath or "", f"{self.filename}.ckpt"))
-        if score is not None and Path(here).is_file():
-            found = {"dirpath": self.dirpath, "best_model_path": here, "kth_best_model_path": here}
-            super().load_state_dict(state_dict | found | {"best_k_models": {here: score}})
 
 
 class ConfigWriter(Callback):

@@ -26,6 +26,7 @@ from agr_lightning.data.loading import (
     LazyDataLoader,
     TrainSampler,
     balancing_weights,
+    ignore_signals,
 )
 from agr_lightning.data.splits import SPLITS, SplitName, SplitOptions, make_split, within_ages
 from agr_lightning.data.tables import LabelOptions
@@ -115,12 +116,9 @@ class UTKFaceDataModule(lightning.LightningDataModule):
         super().__init__()
         # Plain values, so that a checkpoint loads without running code; read at use, since finders change them.
         self.save_hyperparameters(ignore="photos")
-        least = {"batch_size": 1, "image_size": 16} | dict.fromkeys(
-            ("num_workers", "synthetic", "seed", "box_margin"), 0
-        )
-        for name, value in least.items():
-            if self.hparams[name] < value:
-                raise UserError(f"--data.{name} {self.hparams[name]} must be {value} or more.")
+        for name in ("batch_size", "image_size", "num_workers", "synthetic", "seed", "box_margin"):
+            if self.hparams[name] < (least := {"batch_size": 1, "image_size": 16}.get(name, 0)):
+                raise UserError(f"--data.{name} {self.hparams[name]} must be {least} or more.")
         if root is not None and synthetic:
             raise UserError(f"--data.root {root} and --data.synthetic {synthetic} exclude each other.")
         self._options = SplitOptions(**{each.name: self.hparams[each.name] for each in fields(SplitOptions)})
@@ -294,6 +292,7 @@ class UTKFaceDataModule(lightning.LightningDataModule):
             drop_last=isinstance(sampler, TrainSampler) and len(sampler) >= batch_size,
             collate_fn=Batch._make,  # of a batch, which the dataset fetches whole: itself
             num_workers=workers,
+            worker_init_fn=ignore_signals,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )

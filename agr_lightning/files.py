@@ -82,13 +82,24 @@ def user_path(text: str) -> Path:
     return Path(text if "\0" in text else os.path.expanduser(text))  # noqa: PTH111 (never fails)
 
 
-def stamp(file: str | Path) -> tuple[int, int]:
-    """Size and time of change of a file; zeros where there is none."""
+def stamp(file: str | Path) -> tuple[int, int, int]:
+    """Size and times of change of a file, the second of which no program sets back; zeros where there is none."""
     try:
         status = os.stat(file)  # noqa: PTH116 (a Path for each of many files takes as long as its stat)
     except (OSError, ValueError):  # ValueError: of a name that no file can have
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
+        return 0, 0, 0
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def lock(file: IO[bytes] | int, path: Path) -> None:
+    """Keeps other processes from what ``path`` names until ``file`` is closed; raises UserError where one has it."""
+    with contextlib.suppress(ImportError):  # of Windows
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path} is being written by another process: wait for it, or stop it.") from None
 
 
 def check_readable(path: Path, option: str) -> None:
@@ -213,7 +224,15 @@ def _sweep(folder: Path) -> None:
     for left in folder.glob(f".*.{8 * '[0-9a-f]'}.partial"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > _ABANDONED:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+                remove(left)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, or a folder with all that is in it; what is not there is no error."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def run_name(run: Path) -> str:

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import pkgutil
 import shlex
+import signal
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -17,25 +19,20 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from agr_lightning import files
-from agr_lightning.callbacks import (
-    AtomicCheckpointIO,
-    ConfigWriter,
-    PredictionWriter,
-    ResultsWriter,
-    RunCheckpoint,
-    run_folder,
-    training_callbacks,
-)
+from agr_lightning.callbacks import ConfigWriter, PredictionWriter, ResultsWriter, training_callbacks
 from agr_lightning.checkpoints import TrainedNetwork, load_trained, read_initial
 from agr_lightning.data.tables import LabelOptions
 from agr_lightning.datamodule import UTKFaceDataModule
 from agr_lightning.inference.parts import unfinished_run
 from agr_lightning.inference.photos import PhotoOptions
-from agr_lightning.messages import PROGRAM, OneLineErrors, UserError, stdout_for
+from agr_lightning.messages import PROGRAM, OneLineErrors, UserError, one_line, stdout_for
 from agr_lightning.models.config import NetworkConfig
 from agr_lightning.module import AGRModule
+from agr_lightning.run_checkpoints import AtomicCheckpointIO, RunCheckpoint, run_folder
 
 _log = logging.getLogger(__name__)
 
@@ -120,6 +117,13 @@ class AGRCommandLine(LightningCLI):
         else:
             parser.set_defaults(self._form())
         self.config = parser.parse_args(args)
+        for name, base in (("optimizer", Optimizer), ("lr_scheduler", LRScheduler)):
+            chosen = self.config.model[name]  # jsonargparse takes any function too, as os.system
+            found = pkgutil.resolve_name(chosen.class_path) if isinstance(chosen, Namespace) else chosen
+            if found is not None and not (isinstance(found, type) and issubclass(found, base)):
+                raise UserError(
+                    f"--model.{name} {one_line(found, 80)}: expected a subclass of torch's {base.__name__}."
+                )
         if self.trained is not None:
             self.config.ckpt_path = self.trained.name
             if self.command == "fit":  # the checkpoint's weights replace the initial ones, which may be gone
@@ -221,16 +225,15 @@ def _run(cli: AGRCommandLine, command: str) -> None:
         _log.info(f"Checkpoint   {_typed(trained.name)}")
         cli.model.take(trained)  # says what differs, if it does
     ckpt_path = None if trained is None or trained.exported else str(trained.path)
-    if command == "fit":
-        try:
-            trainer.fit(cli.model, cli.datamodule, ckpt_path=ckpt_path)
-        except SystemExit:  # Lightning's answer to Ctrl-C
-            _log_how_to_resume(trainer)
-            raise KeyboardInterrupt from None
-        best = _test_best(cli)
-    else:
-        verbose = {} if command == "predict" else {"verbose": command == "validate"}
+    verbose = {} if command in ("fit", "predict") else {"verbose": command == "validate"}
+    try:
         getattr(trainer, command)(cli.model, cli.datamodule, ckpt_path=ckpt_path, **verbose)
+        best = _test_best(cli) if command == "fit" else ""
+    except SystemExit as stopped:
+        _log_how_to_resume(trainer)
+        if stopped.code == 1:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from None
+        raise SystemExit(stopped.code or 128 + signal.SIGTERM) from None  # which Lightning gives no code
     _log_places(trainer, best)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # left to the interpreter's end, its threads may abort the process

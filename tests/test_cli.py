@@ -187,7 +187,7 @@ def test_a_full_disk_is_one_line(run: Run, here: Path, monkeypatch: pytest.Monke
 def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     import resource
 
-    from agr_lightning.callbacks import AtomicCheckpointIO
+    from agr_lightning.run_checkpoints import AtomicCheckpointIO
 
     path = tmp_path / "best.ckpt"
     AtomicCheckpointIO().save_checkpoint({"state": torch.ones(10)}, path)

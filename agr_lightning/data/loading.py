@@ -1,5 +1,6 @@
 """Samples and their decoded images -> batches: in which order, and how they are put together."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -143,3 +144,9 @@ class LazyDataLoader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         yield from super().__iter__()
+
+
+def ignore_signals(worker: int) -> None:
+    """Keeps loader workers alive where a signal reaches them too, so that the main process can end its step first."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

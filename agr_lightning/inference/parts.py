@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from agr_lightning.files import number_of, stamp
+from agr_lightning.files import lock, number_of, stamp
 from agr_lightning.messages import UserError
 
 # By column, and the index of the input.
@@ -16,7 +16,7 @@ Row = dict[str, str | int | float]
 
 def describe_job(paths: Sequence[Path], network: str, **options: Any) -> dict[str, Any]:
     """What the rows of a job follow from: its photos and network, by their names, sizes and times of change."""
-    *photos, described = [(str(path), *stamp(path)) for path in (*paths, Path(network))]
+    *photos, described = [(str(path), *stamp(path)[:2]) for path in (*paths, Path(network))]
     return {"photos": hashlib.sha256(json.dumps(photos).encode()).hexdigest(), "network": described, **options}
 
 
@@ -33,13 +33,7 @@ def open_part(path: Path, job: dict[str, Any], resume: bool) -> tuple[IO[bytes],
     whose sums are rounded alike. Raises UserError for a part of another job, and says by what names they differ.
     """
     file = path.open("a+b")
-    with contextlib.suppress(ImportError):  # of Windows
-        import fcntl
-
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{path} is being written by another process: wait for it, or stop it.") from None
+    lock(file, path)
     file.seek(0)
     first = json.dumps(job).encode() + b"\n"
     wanted, found = json.loads(first), file.readline() or first
