@@ -28,6 +28,9 @@ _log = logging.getLogger(__name__)
 
 Stage = Literal["train", "val", "test"]
 
+# An age error that no network has whose training went well, years.
+_NONSENSE = 10_000
+
 
 class AGRModule(BaseModule):
     """One network for age, gender and race; options that cannot work raise UserError.
@@ -144,6 +147,8 @@ class AGRModule(BaseModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self._step(batch, "train")
+        if batch_idx % max(1, self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]  # a GPU waits for it
+            self._check_sane(f"step {self.global_step}", loss.detach())
         self.log("train/loss_step", loss.detach(), on_step=True, on_epoch=False)
         return loss
 
@@ -175,11 +180,19 @@ class AGRModule(BaseModule):
     def _log_metrics(self, stage: Stage) -> None:
         """Logs the stage's metrics over all samples and processes."""
         metrics: StageMetrics = getattr(self, f"{stage}_metrics")
-        for name, value in metrics.compute(self.loss.total).items():
+        values = metrics.compute(self.loss.total)
+        self._check_sane(f"{stage}, step {self.global_step}", values["loss"], values.get("age_mae"))
+        for name, value in values.items():
             shown = stage != "test" and (name == "loss" or name in SCORES)
             # The same on all processes already; without sync_dist Lightning warns that it might not be.
             self.log(f"{stage}/{name}", value, prog_bar=shown, sync_dist=True)
         metrics.reset()
+
+    def _check_sane(self, place: str, loss: Tensor, age_mae: Tensor | None = None) -> None:
+        """Raises UserError where the training has diverged, before checkpoints are written."""
+        if not loss.isfinite() or (age_mae is not None and age_mae > _NONSENSE):
+            found = f"the loss is {loss:.3g}" + ("" if age_mae is None else f" and the age MAE {age_mae:.3g} years")
+            raise UserError(f"{place}: {found}, so the training has diverged: lower --model.learning_rate.")
 
     def setup(self, stage: str) -> None:
         """Prepares what only training needs: seeds and teachers."""
