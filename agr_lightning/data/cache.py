@@ -32,11 +32,10 @@ class ImageCache:
     """
 
     def __init__(self, index: Index, size: int) -> None:
-        self._folder, self._size, self._bytes = index.folder, size, 3 * size**2
+        self._folder, self._scan, self._size, self._bytes = index.folder, index.scan, size, 3 * size**2
         self._files = index.samples["file"].to_numpy(object)
         self._boxes = np.array([*index.samples["box"]])
-        rows = zip(self._files, self._boxes.tolist(), index.samples["size"], index.samples["mtime_ns"], strict=True)
-        texts = (f"{_CACHE_VERSION} {size} {row}".encode("utf-8", "surrogateescape") for row in rows)
+        texts = (f"{_CACHE_VERSION} {size} {digest}".encode() for digest in index.samples["digest"])
         self._sources = np.array([max(1, zlib.crc32(text)) for text in texts], np.uint32)  # 0 stands for none
         self._path = index.scan.with_name(f"images-{size}-{index.key}.bin")
         self._tags = np.zeros(len(self._files), _TAG)
@@ -87,4 +86,5 @@ class ImageCache:
         try:
             return resize(decode_face(read_bytes(file), self._boxes[row]), self._size)
         except ImageError as error:
+            self._scan.unlink(missing_ok=True)
             raise UserError(f"{file} has changed since it was checked: {error}. Run the command again.") from None

@@ -5,6 +5,8 @@ proportion to the age; a round or a square face plate, for the gender code; and 
 for the race code. A network that learns the cards has a working pipeline behind it; one that does not, has not.
 """
 
+import contextlib
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from agr_lightning.files import atomic_folder, cache_folder
+from agr_lightning.files import atomic_folder, atomic_text, cache_folder, remove
 from agr_lightning.labels import AGE_MAX, GENDERS, RACES
 from agr_lightning.messages import UserError
 
@@ -32,8 +34,11 @@ def draw_cards(count: int, seed: int, cache_dir: str | None = None) -> Path:
     if count < 10:
         raise UserError(f"--data.synthetic {count} must be 10 or more: fewer cards cannot be split.")
     folder = cache_folder(cache_dir) / f"cards-v{_CARDS_VERSION}-{count}-{seed}"
-    if folder.is_dir():
-        return folder
+    drawn = folder.with_name(f"sha256-{folder.name}")  # of what is in it
+    with contextlib.suppress(FileNotFoundError):  # not drawn yet, or being drawn by another process
+        if not folder.is_file() and drawn.read_bytes() == _digest(folder):
+            return folder
+        remove(folder)
     random = np.random.default_rng([_CARDS_VERSION, seed])
     with atomic_folder(folder) as target:
         for number in range(count):
@@ -42,7 +47,16 @@ def draw_cards(count: int, seed: int, cache_dir: str | None = None) -> Path:
             path = target / f"{age}_{gender}_{race}_{20200101000000000 + number}.jpg"
             _, encoded = cv2.imencode(".jpg", card[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
             path.write_bytes(encoded.tobytes())
-    return folder
+        atomic_text(drawn, _digest(target).decode())
+    return draw_cards(count, seed, cache_dir)  # which looks at them: they may be another process's
+
+
+def _digest(folder: Path) -> bytes:
+    """Of the names and bytes of all files."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest().encode()
 
 
 def draw_card(age: int, gender: int, race: int, random: np.random.Generator) -> NDArray[np.uint8]:

@@ -1,5 +1,6 @@
 """A folder or an archive -> the samples in it, and the files that are none, each with its reason."""
 
+import gzip
 import hashlib
 import os
 import shutil
@@ -22,8 +23,12 @@ from agr_lightning.labels import MISSING, TASKS
 from agr_lightning.messages import UserError
 
 # Part of the name of every stored scan: raise it when what is stored, or how it is computed, changes.
-_SCAN_VERSION = 7
-_SCAN = ["file", "box", "size", "mtime_ns", "reason", "digest", "photo", "fingerprint"]
+_SCAN_VERSION = 8
+_SCAN = ["file", "box", "size", "mtime_ns", "ctime_ns", "reason", "digest", "photo", "fingerprint"]
+
+
+# An archive of photos is about as large as they are; one that would become so many times as large is none.
+_RATIO = 100
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,8 @@ class Index:
     Attributes:
         samples: the usable images, sorted by name, with the columns ``name`` (the file name; the path where two
             files have one name, with the number of the face where a file has several), ``file`` (path below the
-            folder), ``box`` (square to crop: x, y, width, height, pixels; zeros for the whole image), ``size`` and
-            ``mtime_ns`` of the file, ``age``, ``gender``, ``race`` (codes of ``labels``), ``split`` (that of the table
+            folder), ``box`` (square to crop: x, y, width, height, pixels; zeros for the whole image), ``digest`` (of
+            the file and the square), ``age``, ``gender``, ``race`` (codes of ``labels``), ``split`` (that of the table
             of labels, or empty), ``photo`` (shared by those that show the same photo), ``group`` (shared by those that
             show the same photo or person), ``fingerprint`` (of the photo, uint8 ``(32,)``) and ``row`` (in this index,
             and among its cached images).
@@ -112,7 +117,7 @@ def build_index(
         group=join_groups(samples["photo"].to_numpy(np.int64), samples["person"].to_numpy()),
     )
     samples = samples.sort_values("name", ignore_index=True).assign(row=np.arange(len(samples)))
-    columns = ["name", "file", "box", "size", "mtime_ns", *TASKS, "split", "photo", "group", "fingerprint", "row"]
+    columns = ["name", "file", "box", "digest", *TASKS, "split", "photo", "group", "fingerprint", "row"]
     return Index(root, folder, samples[columns], rejects, notes, stored)
 
 
@@ -127,7 +132,7 @@ def _scan(folder: Path, files: list[str], boxes: NDArray[np.float64], stored: Pa
     earlier = pd.DataFrame(
         {name: list(each) if each.ndim > 1 else each for name, each in arrays.items()}, columns=_SCAN
     )
-    rows = ((file, box.tobytes(), *rest) for file, box, *rest in earlier[_SCAN[:5]].itertuples(index=False, name=None))
+    rows = ((file, box.tobytes(), *rest) for file, box, *rest in earlier[_SCAN[:6]].itertuples(index=False, name=None))
     # A file that could not be opened is tried again: permissions change without its time of change.
     known = {(*each,): row for row, (*each, reason) in enumerate(rows) if not reason.startswith(CANNOT_BE_READ)}
     if stamps == [*known]:
@@ -143,7 +148,7 @@ def _scan(folder: Path, files: list[str], boxes: NDArray[np.float64], stored: Pa
     looks = in_threads(lambda row: _look(folder / files[row], boxes[row]), new, "Checking images")
     for row, look in zip(new, looks, strict=True):
         reasons[row], digests[row], thumbnails[row] = look
-    scan = pd.DataFrame(stamps, columns=_SCAN[:4]).assign(box=[*boxes], reason=reasons, digest=digests)
+    scan = pd.DataFrame(stamps, columns=_SCAN[:5]).assign(box=[*boxes], reason=reasons, digest=digests)
     scan = scan.assign(photo=find_groups(thumbnails, digests.astype(str)), fingerprint=[*fingerprints(thumbnails)])
     columns = {name: np.array(scan[name].tolist()) for name in _SCAN} | {"thumbnail": thumbnails}
     with atomic_write(stored) as output:
@@ -167,7 +172,7 @@ def _load(stored: Path, names: list[str]) -> dict[str, NDArray[Any]]:
     try:
         with np.load(stored) as arrays:
             return {name: arrays[f"scan_{name}"] for name in names}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent, or not what this version wrote
+    except Exception:  # absent, or not what this version wrote; of what a damaged one raises there is no list
         return {}
 
 
@@ -191,6 +196,7 @@ def _unpack(archive: Path, cache: Path) -> Path:
         return folder
     try:
         with atomic_folder(folder) as target:
+            _check_archive(archive, shutil.disk_usage(cache).free)
             if zipfile.is_zipfile(archive):
                 shutil.unpack_archive(archive, target, "zip")
             else:
@@ -198,3 +204,25 @@ def _unpack(archive: Path, cache: Path) -> Path:
     except Exception as error:  # each format raises its own
         raise UserError(f"{archive} cannot be unpacked into {cache} (--data.cache_dir): {error}.") from None
     return folder
+
+
+def _check_archive(archive: Path, room: int) -> None:
+    """Raises ValueError for an archive that is damaged, that would fill a disk, or whose members lie outside of it.
+
+    In a .tar alone there are no checksums of what is in its members.
+    """
+    size = 0
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as opened:
+            size = sum(member.file_size for member in opened.infolist())
+            outside = [name for name in opened.namelist() if name.startswith("/") or ".." in name.split("/")]
+        if outside:
+            raise ValueError(f"its member {outside[0]} would lie outside of the folder")
+    elif archive.open("rb").read(2) == b"\x1f\x8b":
+        with gzip.open(archive) as stream:  # to its end, where the checksum is
+            while (portion := len(stream.read(2**20))) and size <= room:
+                size += portion
+    if size > min(room, _RATIO * archive.stat().st_size):
+        raise ValueError(
+            f"it would take {size / 1e9:.1f} GB or more, the archive has {archive.stat().st_size / 1e9:.3f} GB"
+        )
