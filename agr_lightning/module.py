@@ -147,8 +147,6 @@ class AGRModule(BaseModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self._step(batch, "train")
-        if batch_idx % max(1, self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]  # a GPU waits for it
-            self._check_sane(f"step {self.global_step}", loss.detach())
         self.log("train/loss_step", loss.detach(), on_step=True, on_epoch=False)
         return loss
 
@@ -240,6 +238,10 @@ class AGRModule(BaseModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout then depends on the batch alone, so that a resumed run goes on as if never interrupted.
         torch.manual_seed(self._seed + self.trainer.fit_loop.total_batch_idx)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if batch_idx % max(1, self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]  # a GPU waits for it
+            self._check_sane(f"step {self.global_step}", outputs["loss"])
 
     def on_train_epoch_end(self) -> None:
         self._log_metrics("train")

@@ -129,6 +129,9 @@ class LastCheckpoint(RunCheckpoint):
         super().on_exception(trainer, pl_module, exception)
         self._release()
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._release()
+
     def _release(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
