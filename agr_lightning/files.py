@@ -168,13 +168,20 @@ def walk_files(folder: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears under its name only when the block ends without an error."""
+def atomic_write(path: Path, lasting: bool = True) -> Iterator[IO[bytes]]:
+    """A binary file that has its name only when the block ends without an error; ``lasting`` survives power cuts."""
     partial = _partial(path)
     try:
         with partial.open("xb") as file:
             yield file
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
         partial.replace(path)
+        if lasting and os.name == "posix":
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:

@@ -45,3 +45,25 @@ def test_what_a_killed_writer_left_is_swept_up(tmp_path: Path) -> None:
         os.utime(partial, None if partial == new else (1, 1))
     files.atomic_text(tmp_path / "a.txt", "text")
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", new.name, other.name}
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+def test_what_lasts_is_on_the_disk_before_it_has_its_name_and_its_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lasting: bool
+) -> None:
+    path, seen = tmp_path / "a.txt", list[tuple[str, bool]]()
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        seen.append((Path(f"/proc/self/fd/{descriptor}").resolve().name, path.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with files.atomic_write(path, lasting) as file:
+        file.write(b"text")
+    assert path.read_bytes() == b"text"
+    if lasting:
+        (partial, before), (folder, after) = seen
+        assert partial.endswith(".partial") and not before and folder == tmp_path.name and after
+    else:
+        assert not seen

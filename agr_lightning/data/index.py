@@ -151,7 +151,7 @@ def _scan(folder: Path, files: list[str], boxes: NDArray[np.float64], stored: Pa
     scan = pd.DataFrame(stamps, columns=_SCAN[:5]).assign(box=[*boxes], reason=reasons, digest=digests)
     scan = scan.assign(photo=find_groups(thumbnails, digests.astype(str)), fingerprint=[*fingerprints(thumbnails)])
     columns = {name: np.array(scan[name].tolist()) for name in _SCAN} | {"thumbnail": thumbnails}
-    with atomic_write(stored) as output:
+    with atomic_write(stored, lasting=False) as output:
         np.savez(output, **{f"scan_{name}": column for name, column in columns.items()})  # type: ignore[arg-type]
     return scan
 

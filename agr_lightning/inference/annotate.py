@@ -140,7 +140,7 @@ def annotator(folder: str, inputs: Sequence[Path]) -> Annotator:
         if photo.picture is not None:  # it could be used
             path = target(photo.path, photo.seconds)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as file:
+            with atomic_write(path, lasting=False) as file:
                 draw(photo, answers).save(file, "JPEG", quality=90, comment=COPY_COMMENT)
 
     if lost := absolute & {target(path) for path in absolute}:

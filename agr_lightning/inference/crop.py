@@ -87,7 +87,7 @@ def crop(photos: str, out: str, size: int = 200, largest: int | None = 1, resume
             path = folder / str(row["crop"])
             path.parent.mkdir(parents=True, exist_ok=True)
             image = Image.fromarray(resize(pixels, min(size, _ENLARGED * int(row["width"]))))
-            with atomic_write(path) as file:
+            with atomic_write(path, lasting=False) as file:
                 image.save(file, _FORMATS.get(path.suffix.lower(), "JPEG"), quality=95)
 
     counts = output.fill(reader, _BATCH, write)

@@ -38,8 +38,8 @@ COLUMNS = (
     *("seconds", "reason", "face_probability", "prob_under_18"),
 )
 
-# The columns that files name, and how a cell begins that spreadsheets take for a formula.
-_TEXTS = ("path", "file", "crop", "reason")
+# The columns with paths, and how a cell begins that spreadsheets take for a formula.
+_PATHS = ("path", "file", "crop")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -258,7 +258,7 @@ class TableWriter:
         for row in rows:
             self.counts[str(row["status"])] += 1
             if self._format == "csv":
-                safe = {name: f"'{row[name]}" for name in _TEXTS if str(row.get(name)).startswith(_FORMULA)}
+                safe = {name: f"./{row[name]}" for name in _PATHS if str(row.get(name)).startswith(_FORMULA)}
                 self._csv.writerow(row | safe)
             else:
                 self._write_line(json.dumps({name: row[name] for name in self._columns if name in row}))
