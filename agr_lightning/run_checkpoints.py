@@ -113,8 +113,7 @@ class LastCheckpoint(RunCheckpoint):
         done, validated_after = batch_idx + 1, trainer.val_check_batch or math.inf
         if trainer.is_last_batch or done % trainer.accumulate_grad_batches or not done % validated_after:
             return
-        number = int(trainer.strategy.reduce(torch.tensor(self._signal), reduce_op="max"))
-        if number:
+        if number := self._agreed(trainer):
             self.best_model_path = str(Path(self.dirpath or "", f"{self.filename}.ckpt"))
             trainer.save_checkpoint(self.best_model_path)
             raise SystemExit(128 + number)
@@ -122,8 +121,15 @@ class LastCheckpoint(RunCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
         self._release()
-        if self._signal:  # in the last epoch, of which all is kept
-            raise SystemExit(128 + self._signal)
+        if number := self._agreed(trainer):  # in the last epoch, of which all is kept
+            raise SystemExit(128 + number)
+
+    def _agreed(self, trainer: Trainer) -> int:
+        """The signal that reached one of the processes, which then all stop after the same step; 0 for none."""
+        if trainer.world_size == 1:
+            return self._signal
+        noted = torch.tensor(self._signal, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(noted, reduce_op="max"))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         super().on_exception(trainer, pl_module, exception)

@@ -29,7 +29,7 @@ from agr_lightning.data.tables import LabelOptions
 from agr_lightning.datamodule import UTKFaceDataModule
 from agr_lightning.inference.parts import unfinished_run
 from agr_lightning.inference.photos import PhotoOptions
-from agr_lightning.messages import PROGRAM, OneLineErrors, UserError, one_line, stdout_for
+from agr_lightning.messages import PROGRAM, OneLineErrors, UserError, stdout_for
 from agr_lightning.models.config import NetworkConfig
 from agr_lightning.module import AGRModule
 from agr_lightning.run_checkpoints import AtomicCheckpointIO, RunCheckpoint, run_folder
@@ -121,9 +121,7 @@ class AGRCommandLine(LightningCLI):
             chosen = self.config.model[name]  # jsonargparse takes any function too, as os.system
             found = pkgutil.resolve_name(chosen.class_path) if isinstance(chosen, Namespace) else chosen
             if found is not None and not (isinstance(found, type) and issubclass(found, base)):
-                raise UserError(
-                    f"--model.{name} {one_line(found, 80)}: expected a subclass of torch's {base.__name__}."
-                )
+                raise UserError(f"--model.{name} {found}: expected a subclass of torch's {base.__name__}.")
         if self.trained is not None:
             self.config.ckpt_path = self.trained.name
             if self.command == "fit":  # the checkpoint's weights replace the initial ones, which may be gone

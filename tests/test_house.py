@@ -114,7 +114,7 @@ def test_no_file_is_too_long_to_read(file: Path) -> None:
 
 def test_the_house_does_not_grow() -> None:
     lines = {file: len(file.read_text().splitlines()) for file in FILES}
-    assert len(FILES) <= 60 and sum(lines.values()) <= 7760
+    assert len(FILES) <= 60 and sum(lines.values()) <= 7755
     core = (
         "labels",
         "data",

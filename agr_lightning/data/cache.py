@@ -86,5 +86,5 @@ class ImageCache:
         try:
             return resize(decode_face(read_bytes(file), self._boxes[row]), self._size)
         except ImageError as error:
-            self._scan.unlink(missing_ok=True)
+            self._scan.unlink(missing_ok=True)  # so that the next command looks at it again
             raise UserError(f"{file} has changed since it was checked: {error}. Run the command again.") from None

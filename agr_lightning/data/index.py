@@ -223,6 +223,4 @@ def _check_archive(archive: Path, room: int) -> None:
             while (portion := len(stream.read(2**20))) and size <= room:
                 size += portion
     if size > min(room, _RATIO * archive.stat().st_size):
-        raise ValueError(
-            f"it would take {size / 1e9:.1f} GB or more, the archive has {archive.stat().st_size / 1e9:.3f} GB"
-        )
+        raise ValueError(f"it would take {size / 1e9:.1f} GB or more, more than its size or the disk allows")
